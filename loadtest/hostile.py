@@ -26,6 +26,7 @@ from pathlib import Path
 
 import click
 import msgspec
+import psutil
 from yarl import URL
 
 from kvstore.client import Client
@@ -107,7 +108,7 @@ def main(seconds: int, rounds: int, shards: int, as_json: bool, names: tuple[str
         result = asyncio.run(_measure(shapes, seconds, rounds, shards))
     except (KeyboardInterrupt, asyncio.CancelledError):
         raise _NotMeasured("interrupted; everything that was started has been ended") from None
-    except (OSError, RuntimeError, TimeoutError, KvError) as error:
+    except (OSError, RuntimeError, TimeoutError, KvError, psutil.Error) as error:
         raise _NotMeasured(str(error) or "it took too long") from error
     if as_json:
         click.echo(json.dumps({**msgspec.to_builtins(result), "complaints": result.complaints}, indent=2))
@@ -153,8 +154,8 @@ async def _until_at_rest(router: int) -> None:
 
 
 def _cpu_s(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    times = psutil.Process(pid).cpu_times()
+    return times.user + times.system
 
 
 def median(rounds: list[Round]) -> Round:
@@ -223,9 +224,8 @@ async def _watch(observer: _Observer, router: int, seconds: float) -> int:
 
 
 def resident_bytes(pid: int) -> int:
-    """Resident memory now. Raises OSError when the process is gone."""
-    pages = int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
+    """Resident memory now. Raises psutil.NoSuchProcess."""
+    return psutil.Process(pid).memory_info().rss
 
 
 class _Observer:

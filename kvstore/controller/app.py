@@ -3,8 +3,8 @@
 Owns: opening and closing in the right order.
 Promises: a long poll never outlives the stop of the process; every answer says in `Kv-Session` which session this
 process is (see `transport.sessions`).
-Leaves to others: its calls (`routes`), every rule (`service`), the file (`store`), signals and the pid file
-(`kvstore.process`).
+Leaves to others: its calls (`routes`), every rule (`membership`, `replicas`), the file (`map_store`), signals and the
+pid file (`kvstore.process`).
 """
 
 from __future__ import annotations
@@ -85,10 +85,10 @@ async def _serve(
     shards = ShardClients(config.limits, session, cluster)
     parts = assemble(document, config, shards, cluster.id)
     service, mover = parts.service, parts.mover
-    service.launch_place = launch_place
-    views = ChangeViews(service, mover, lambda: parts.reopener.waits_for)
+    parts.launches.place = launch_place
+    views = ChangeViews(document, mover, parts.launches, lambda: parts.reopener.waits_for)
     await service.report_start()
-    table = make_table(service, mover, parts.keeper, views, config.limits, stop, cluster.id)
+    table = make_table(document, parts, views, config.limits, stop, cluster.id)
     server = Server(_handler(table, config, cluster.id, earlier), config.limits)
     runner = None
     working = [asyncio.create_task(work) for work in parts.works()]

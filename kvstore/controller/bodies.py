@@ -2,7 +2,8 @@
 
 Owns: their members and types.
 Promises: an unknown member is refused.
-Leaves to others: what they mean (`service`), those that come by way of a router (`transport.change_documents`).
+Leaves to others: what they mean (`operator_changes`, `service`), those that come by way of a router
+(`transport.change_documents`).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Owns: what stands in such a document, what a change waits for, in words.
 Promises: pure; what the controller's document says and what is under way in memory are of one map.
-Leaves to others: what is kept (`changes`), what is under way (`mover`), HTTP (`app`).
+Leaves to others: what is kept (`changes`), what is under way (`mover`), HTTP (`routes`).
 """
 
 from __future__ import annotations

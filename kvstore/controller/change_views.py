@@ -3,7 +3,7 @@ Its document, and what is under way in memory, as of one map.
 
 Owns: putting both together.
 Promises: nothing of a change that the document shows as moved is missing from its figures.
-Leaves to others: the form of what is told (`change_report`), HTTP (`app`).
+Leaves to others: the form of what is told (`change_report`), HTTP (`routes`).
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from collections.abc import Callable
 from kvstore.controller import change_report, changes
 from kvstore.controller.change_report import Around, Doing
 from kvstore.controller.changes import Change
+from kvstore.controller.document import ClusterDocument
+from kvstore.controller.launches import Launches
 from kvstore.controller.membership import ClusterState
 from kvstore.controller.mover import Mover
-from kvstore.controller.service import ClusterService
 from kvstore.environment import SYSTEM
 from kvstore.errors import NotFound
 from kvstore.transport.change_documents import Change as ChangeShown
@@ -25,8 +26,9 @@ from kvstore.transport.change_documents import LastChange
 class ChangeViews:
     """`opening`: why partitions of a lost shard are not opened yet, "" if nothing is in the way."""
 
-    def __init__(self, service: ClusterService, mover: Mover, opening: Callable[[], str]) -> None:
-        self._service = service
+    def __init__(self, document: ClusterDocument, mover: Mover, launches: Launches, opening: Callable[[], str]) -> None:
+        self._document = document
+        self._launches = launches
         self._mover = mover
         self._opening = opening
 
@@ -55,7 +57,7 @@ class ChangeViews:
         return change_report.last_change(state.changes, pauses, SYSTEM.now_ms())
 
     async def _state(self) -> ClusterState:
-        state = await self._service.state()
+        state = await self._document.read()
         if state.map is not None:
             await self._mover.caught_up(state.map)
         return state
@@ -68,6 +70,6 @@ class ChangeViews:
                 pauses=self._mover.pauses(state.map, change.id),
                 opening=self._opening(),
                 unanswered=self._mover.record.is_open(change.id),
-                ending=change.kind == "remove" and self._service.may_run(change.shard or "", change.began_ms),
+                ending=change.kind == "remove" and self._launches.may_run(change.shard or "", change.began_ms),
             )
         return change_report.described(change, state, around, SYSTEM.now_ms())

@@ -4,7 +4,7 @@ Owns: when that is said.
 Promises: a change is done only when clients are answered for all that it has moved, and when the process of a shard
 that it removed has ended, if the launcher runs it. A controller that dies before it has said so finds that the goal is
 reached, and says it.
-Leaves to others: what the goal is (`changes`), moving (`mover`), what a launcher runs (`service`).
+Leaves to others: what the goal is (`changes`), moving (`mover`), what a launcher runs (`launches`).
 """
 
 from __future__ import annotations

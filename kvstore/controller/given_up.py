@@ -4,7 +4,8 @@ The keys of its own shard move to the other shards, and the shard leaves the map
 Owns: when the shard of such a node is to leave.
 Promises: it leaves as by `kvstore shard remove`, a change that a person can cancel; it is asked for once, each time a
 node is given up. A shard that its own node serves, and the last shard, stay.
-Leaves to others: giving a node up (`replicas`), what moves where (`service`, `mover`), its copies (`copy_places`).
+Leaves to others: giving a node up (`replicas`), what moves where (`operator_changes`, `mover`), its copies
+(`copy_places`).
 """
 
 from __future__ import annotations

@@ -16,17 +16,23 @@ from kvstore.controller.closer import ChangeCloser
 from kvstore.controller.copy_keeper import CopyKeeper
 from kvstore.controller.document import ClusterDocument
 from kvstore.controller.given_up import Retirer
+from kvstore.controller.launches import Launches
 from kvstore.controller.lost import Reopener
 from kvstore.controller.mover import Mover, new_move_id
+from kvstore.controller.operator_changes import OperatorChanges
+from kvstore.controller.planning import Planner
+from kvstore.controller.recovery import Recovery
 from kvstore.controller.service import ClusterService
 from kvstore.controller.shards import ShardClients
 from kvstore.environment import SYSTEM, Environment
 
 
 class Parts(NamedTuple):
-    """`service` answers; the others work by themselves."""
+    """`service`, `changes` and `launches` answer; the others work by themselves."""
 
     service: ClusterService
+    changes: OperatorChanges
+    launches: Launches
     mover: Mover
     reopener: Reopener
     keeper: CopyKeeper
@@ -49,11 +55,15 @@ def assemble(
     """The parts of a controller's process, which has drawn that id for its session."""
     limits = config.limits
     mover = Mover(document, shards, limits, environment)
-    service = ClusterService(document, config, shards, environment)
+    recovery = Recovery(document, shards)
+    planner = Planner(document, recovery, shards, limits, environment)
+    service = ClusterService(document, planner, recovery, config, shards, environment)
+    launches = Launches(document, recovery, limits, environment)
+    changes = OperatorChanges(document, planner, recovery, launches, shards, limits, environment)
     reopener = Reopener(document, shards, limits)
     new_id = partial(new_move_id, environment)
     keeper = CopyKeeper(document, limits, session_id, service.hear, new_id, environment)
-    closer = ChangeCloser(document, mover, service.may_run, limits, environment, unserved=keeper.unserved)
+    closer = ChangeCloser(document, mover, launches.may_run, limits, environment, unserved=keeper.unserved)
     mover.is_dead, mover.holds_still = keeper.is_dead, keeper.holds_still
     service.on_clock, service.on_announced = reopener.tell, keeper.announced
-    return Parts(service, mover, reopener, keeper, closer, Retirer(document, service.remove))
+    return Parts(service, changes, launches, mover, reopener, keeper, closer, Retirer(document, changes.remove))

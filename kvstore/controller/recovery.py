@@ -16,9 +16,10 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from kvstore.controller.document import ClusterDocument
 from kvstore.controller.membership import Announcement, ClusterState
 from kvstore.controller.shards import ShardClients
-from kvstore.errors import ChangeRefused
+from kvstore.errors import ChangeRefused, ControllerBehind
 from kvstore.placement import moves
 from kvstore.placement.cluster_map import ClusterMap, Shard
 
@@ -53,7 +54,8 @@ class Found(NamedTuple):
 class Recovery:
     """Every method may be called by any number of tasks at the same time."""
 
-    def __init__(self, shards: ShardClients) -> None:
+    def __init__(self, document: ClusterDocument, shards: ShardClients) -> None:
+        self._document = document
         self._shards = shards
         self._offers: dict[str, Announcement] = {}
 
@@ -66,6 +68,23 @@ class Recovery:
     def is_offered(self) -> bool:
         """There are shards that have a map."""
         return bool(self._offers)
+
+    def lost(self, state: ClusterState) -> ControllerBehind | None:
+        """What to say while there are nodes of a cluster, and no map of it here."""
+        if state.map is not None or not (self.is_offered or self._document.heard_of_any):
+            return None
+        return ControllerBehind("this controller has no map of the cluster that nodes belong to: its file is lost")
+
+    async def found(self) -> Found:
+        """The newest map that is to be had. Raises ChangeRefused if there is nothing to recover."""
+        state = await self._document.read()
+        found = await self.find(state)
+        if state.map is not None and self._document.behind(state) is None and found.map.epoch <= state.map.epoch:
+            raise ChangeRefused(
+                f"there is nothing to recover: no node has a newer map than this controller, whose epoch is "
+                f"{state.map.epoch}."
+            )
+        return found
 
     async def find(self, state: ClusterState) -> Found:
         """The newest map of all that are to be had. Raises ChangeRefused if there is none, or not one."""

@@ -2,7 +2,7 @@
 
 Owns: the entries of its route table, and the form of bodies and answers.
 Promises: setting `stop` ends the long polls under way.
-Leaves to others: every rule (`service`, `mover`), decoding (`transport.http.routes`).
+Leaves to others: every rule (`service`, `operator_changes`, `mover`), decoding (`transport.http.routes`).
 
 With ?plan=true a POST, PATCH or DELETE of shards and a POST of moves change nothing, and say what would move: 200.
 """
@@ -21,11 +21,14 @@ from kvstore.config import ID_PATTERN, Limits
 from kvstore.controller.bodies import NewTold, Recover
 from kvstore.controller.change_views import ChangeViews
 from kvstore.controller.copy_asks import with_primary, with_replicas
-from kvstore.controller.copy_keeper import CopyKeeper, check_beat
+from kvstore.controller.copy_keeper import check_beat
+from kvstore.controller.document import ClusterDocument
 from kvstore.controller.map_store.interface import Told
 from kvstore.controller.membership import Announcement, formed_map
-from kvstore.controller.mover import Mover
-from kvstore.controller.service import Asked, ClusterService, Replanned, Waiting
+from kvstore.controller.operator_changes import Asked, Replanned
+from kvstore.controller.parts import Parts
+from kvstore.controller.recovery import described
+from kvstore.controller.service import Waiting
 from kvstore.errors import (
     BadBody,
     BadParameter,
@@ -107,10 +110,11 @@ class _Poll:
 class MemberRoutes:
     """For shards, routers and launchers. `session`: the id that this process has drawn."""
 
-    def __init__(self, service: ClusterService, keeper: CopyKeeper, poll: _Poll, session: str) -> None:
+    def __init__(self, parts: Parts, poll: _Poll, session: str) -> None:
         self._session = session
-        self._service = service
-        self._keeper = keeper
+        self._service = parts.service
+        self._launches = parts.launches
+        self._keeper = parts.keeper
         self._poll = poll
 
     async def get_map(self, call: Call) -> Response:
@@ -129,13 +133,6 @@ class MemberRoutes:
             return json_response(202, Wait(answer.waiting_for))
         return json_response(200, answer)
 
-    async def get_recovery(self, call: Call) -> Response:
-        return json_response(200, await self._service.recovery())
-
-    async def post_recovery(self, call: Call) -> Response:
-        asked: Recover = call.body
-        return _replanned(await self._service.recover(asked.cluster_id, asked.epoch, asked.without))
-
     async def post_told(self, call: Call) -> Response:
         told: NewTold = call.body
         kept = await self._service.tell(told.store_id, Told(told.number, told.version))
@@ -146,43 +143,45 @@ class MemberRoutes:
         return json_response(200, await self._keeper.beat(call.body))
 
     async def get_launch(self, call: Call) -> Response:
-        found = await self._poll.wait_for(self._service.launch_after(call.get("after"), call.get("running")))
+        found = await self._poll.wait_for(self._launches.after(call.get("after"), call.get("running")))
         return json_response(200, found) if found is not None else Response(204)
 
 
 class ChangeRoutes:
     """For people, by way of a router."""
 
-    def __init__(self, service: ClusterService, mover: Mover, keeper: CopyKeeper, views: ChangeViews) -> None:
-        self._service = service
-        self._mover = mover
-        self._keeper = keeper
+    def __init__(self, document: ClusterDocument, parts: Parts, views: ChangeViews) -> None:
+        self._document = document
+        self._changes = parts.changes
+        self._launches = parts.launches
+        self._mover = parts.mover
+        self._keeper = parts.keeper
         self._views = views
 
     async def post_shard(self, call: Call) -> Response:
         new: NewShard = call.body
         if call.get("plan"):
-            return json_response(200, await self._service.plan_add(new.id, new.url, new.weight))
-        return _asked(await self._service.add(new.id, new.url, new.weight))
+            return json_response(200, await self._changes.plan_add(new.id, new.url, new.weight))
+        return _asked(await self._changes.add(new.id, new.url, new.weight))
 
     async def patch_shard(self, call: Call) -> Response:
         weight = call.body.weight
         if call.get("plan"):
-            return json_response(200, await self._service.plan_reweigh(call.argument, weight))
-        return _asked(await self._service.reweigh(call.argument, weight))
+            return json_response(200, await self._changes.plan_reweigh(call.argument, weight))
+        return _asked(await self._changes.reweigh(call.argument, weight))
 
     async def delete_shard(self, call: Call) -> Response:
         only_plan, is_lost = call.get("plan"), call.get("lost")
         if (is_lost and only_plan) or ("confirm" in call.parameters and not is_lost):
             raise BadParameter("confirm goes with lost=true, and plan with neither.")
         if is_lost:
-            return _taken(await self._service.give_up(call.argument, call.parameters.get("confirm")))
+            return _taken(await self._changes.give_up(call.argument, call.parameters.get("confirm")))
         if only_plan:
-            return json_response(200, await self._service.plan_remove(call.argument))
-        return _asked(await self._service.remove(call.argument))
+            return json_response(200, await self._changes.plan_remove(call.argument))
+        return _asked(await self._changes.remove(call.argument))
 
     async def post_accept_old(self, call: Call) -> Response:
-        return _taken(await self._service.accept_old(call.argument, call.body.confirm))
+        return _taken(await self._changes.accept_old(call.argument, call.body.confirm))
 
     async def post_promote(self, call: Call) -> Response:
         asked: NewPrimary = call.body
@@ -191,27 +190,34 @@ class ChangeRoutes:
             return _taken(await self._keeper.promote_with_loss(shard, to, asked.confirm))
         if asked.confirm is not None:
             raise BadBody("confirm goes with accept_loss.")
-        state, change_id = await self._service.take(
+        state, change_id = await self._changes.take(
             "promote", lambda state: with_primary(state, shard, to), shard, to=to
         )
         return _taken({"id": shard, "to": to, "epoch": formed_map(state).epoch, "change": change_id})
 
     async def patch_cluster(self, call: Call) -> Response:
         replicas: int = call.body.replicas
-        unserved = self._keeper.unserved(formed_map(await self._service.state()))
+        unserved = self._keeper.unserved(formed_map(await self._document.read()))
         rule = partial(with_replicas, replicas=replicas, unserved=unserved)
-        state, change_id = await self._service.take("replicas", rule, replicas=replicas)
+        state, change_id = await self._changes.take("replicas", rule, replicas=replicas)
         return _taken({"replicas": replicas, "epoch": formed_map(state).epoch, "change": change_id})
 
+    async def get_recovery(self, call: Call) -> Response:
+        return json_response(200, described(await self._changes.recovery.found()))
+
+    async def post_recovery(self, call: Call) -> Response:
+        asked: Recover = call.body
+        return _replanned(await self._changes.recover(asked.cluster_id, asked.epoch, asked.without))
+
     async def get_moves(self, call: Call) -> Response:
-        state = await self._service.state()
+        state = await self._document.read()
         moves, epoch = [], 0
         if state.map is not None:
             epoch = state.map.epoch
             await self._mover.caught_up(state.map)
             moves = self._mover.report(state.map)
         wanted = list(state.wanted)
-        ending = self._service.ending(state)
+        ending = self._launches.ending(state)
         last = self._views.last(state)
         told = {"epoch": epoch, "moves": moves, "wanted": wanted, "ending": ending, "last": last}
         copies = self._keeper.facts(state.map, state.changes) if state.map is not None and call.get("copies") else None
@@ -219,11 +225,11 @@ class ChangeRoutes:
 
     async def post_moves(self, call: Call) -> Response:
         if call.get("plan"):
-            return json_response(200, await self._service.plan_plan())
-        return _replanned(await self._service.replan())
+            return json_response(200, await self._changes.plan_plan())
+        return _replanned(await self._changes.replan())
 
     async def delete_moves(self, call: Call) -> Response:
-        return _replanned(await self._service.cancel())
+        return _replanned(await self._changes.cancel())
 
     async def get_changes(self, call: Call) -> Response:
         return json_response(200, {"items": await self._views.all()})
@@ -232,7 +238,7 @@ class ChangeRoutes:
         return json_response(200, await self._views.one(call.argument))
 
     async def get_metrics(self, call: Call) -> Response:
-        state = await self._service.state()
+        state = await self._document.read()
         steps = self._mover.steps(state.map) if state.map is not None else {}
         epoch = state.map.epoch if state.map is not None else 0
         moves = move_families(self._mover.record.stats, steps, epoch)
@@ -356,16 +362,16 @@ MEMBER_ROUTES = (
         "GET", "/v1/launch", MemberRoutes.get_launch, _PEER, "What a launcher is to run, once that changes",
         Success(200, "What to run.", _DOCUMENT), _NOTHING_NEW, parameters=_LAUNCHED,
     ),
+)  # fmt: skip
+CHANGE_ROUTES = (
     _entry(
-        "GET", "/v1/recovery", MemberRoutes.get_recovery, _CHANGES,
+        "GET", "/v1/recovery", ChangeRoutes.get_recovery, _CHANGES,
         "The newest map that the nodes have, when this controller's is lost or old", Success(200, "It.", _DOCUMENT),
     ),
     _entry(
-        "POST", "/v1/recovery", MemberRoutes.post_recovery, _CHANGES, "Go on with the map that was shown",
+        "POST", "/v1/recovery", ChangeRoutes.post_recovery, _CHANGES, "Go on with the map that was shown",
         _IS_TAKEN, body=_body(Recover, {"cluster_id": "0f5c", "epoch": 12}), errors=(*_BODY, ChangeRefused),
     ),
-)  # fmt: skip
-CHANGE_ROUTES = (
     _entry(
         "POST", _SHARDS, ChangeRoutes.post_shard, _CHANGES, "Add a shard", _PLANNED, _IS_TAKEN,
         parameters=(_PLAN,), body=_body(NewShard, {"id": "s5"}), errors=(*_BODY, *_REFUSED, ForeignData),
@@ -427,9 +433,8 @@ CHANGE_ROUTES = (
 
 
 def make_table(
-    service: ClusterService,
-    mover: Mover,
-    keeper: CopyKeeper,
+    document: ClusterDocument,
+    parts: Parts,
     views: ChangeViews,
     limits: Limits,
     stop: asyncio.Event,
@@ -437,6 +442,6 @@ def make_table(
 ) -> RouteTable:
     """All calls of a controller. Setting `stop` ends the long polls under way."""
     table = RouteTable(limits, BodyReader(limits))
-    table.add(MemberRoutes(service, keeper, _Poll(limits.map_poll_s, stop), session), MEMBER_ROUTES)
-    table.add(ChangeRoutes(service, mover, keeper, views), CHANGE_ROUTES)
+    table.add(MemberRoutes(parts, _Poll(limits.map_poll_s, stop), session), MEMBER_ROUTES)
+    table.add(ChangeRoutes(document, parts, views), CHANGE_ROUTES)
     return table

@@ -66,6 +66,8 @@ class _Link:
 
 
 class ShardClients:
+    """Channels to all shards of the map. `on_epoch`: called with the cluster and the epoch that a shard tells."""
+
     def __init__(self, limits: Limits, session: aiohttp.ClientSession, cluster: ClusterSession | None = None) -> None:
         self.cluster = cluster or ClusterSession()
         self._limits = limits

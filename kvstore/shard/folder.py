@@ -37,7 +37,7 @@ from kvstore.store.copy_place import (
     place_of,
     set_copy_aside,
 )
-from kvstore.store.damaged_files import Salvaged, salvage, set_damaged_aside, spare_room
+from kvstore.store.damaged_files import Salvaged, finish_setting_aside, salvage, set_damaged_aside, spare_room
 from kvstore.store.opening import Opened, ToldBefore, ToldNumber, lock, open_unapplied, store_path
 
 log = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ class Folder(Protocol):
 
 
 class FileFolder:
-    """A folder of the file system."""
+    """A folder of the file system, as a `Folder`."""
 
     def __init__(self, data_dir: Path, node_id: str, limits: Limits) -> None:
         self._data_dir = data_dir
@@ -123,6 +123,8 @@ class FileFolder:
     async def make_copy(self, shard_id: str, store_id: str, partitions: int) -> CopyFiles:
         path, is_home = self._path(shard_id), shard_id == self._node_id
         is_whole = path.exists() and copy_path(path).exists()
+        if await SYSTEM.in_thread(partial(is_filling, path)):  # a crash may have broken off what made room for it
+            await SYSTEM.in_thread(partial(finish_setting_aside, OsDisk(), path.parent, path.stem))
         try:
             return await make_copy_files(path, shard_id, store_id, partitions, self._limits, SYSTEM, is_home)
         except ForeignData:

@@ -20,7 +20,7 @@ import asyncio
 import logging
 from contextlib import AsyncExitStack
 
-from kvstore.environment import until_one_ends
+from kvstore.environment import to_its_end, until_one_ends
 from kvstore.errors import DataCorrupt, KvError, is_damage
 from kvstore.placement.cluster_map import ClusterMap
 from kvstore.protocol import Request
@@ -396,8 +396,14 @@ class Resident:
         self._around.on_news()
 
     async def _become_copy(self) -> None:
-        """The term has ended: end the store, whose open files are a copy's from now on."""
+        """The term has ended: end the store, whose open files are a copy's from now on.
+
+        If the process ends meanwhile, they are closed only once the store's work is done.
+        """
         log.warning("shard %s is served elsewhere: this node's copy follows from now on", self.shard_id)
+        await to_its_end(self._around.environment, self._end_as_copy())
+
+    async def _end_as_copy(self) -> None:
         assert self.hosted is not None
         hosted, self.hosted = self.hosted, None
         self._store_id = hosted.store.identity.store_id

@@ -88,9 +88,9 @@ def open_copy(db: Path, shard_id: str, store_id: str, durable_map: ClusterMap | 
 
 
 def check_readable(db: Path, disk: Disk = _OS) -> None:
-    """Refuse files that know of less than their store has told, once nothing says any more whether they are a copy.
+    """Refuse files that are behind what their store has told, if nothing says whether they are a copy.
 
-    An empty copy on its shard's home knows of nothing, too. Raises ForeignData if the file is damaged; OSError.
+    An empty copy on its shard's home is behind, too. Raises ForeignData if the file is damaged; OSError.
     """
     try:
         read_identity(disk, db.parent, db.stem)

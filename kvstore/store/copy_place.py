@@ -32,6 +32,7 @@ from kvstore.storage import sqlite_file
 from kvstore.storage.disk import Disk, OsDisk, remove_if_there
 from kvstore.storage.sqlite import SqliteEngine
 from kvstore.store.copy_file import CopyFile, open_copy
+from kvstore.store.damaged_files import finish_setting_aside
 from kvstore.store.opening import Opened, Unapplied, close_files, lock
 
 _COPY_LEISURE = 4  # clients do not read a copy's file: it is written in larger pieces than a primary's
@@ -114,6 +115,8 @@ async def open_filling(
         identity = await environment.in_thread(partial(read_identity, _OS, path.parent, path.stem))
         if identity is None:
             raise ForeignData(f"{path} has lost its id. Start the node again.")
+        if identity.filling:
+            await environment.in_thread(partial(finish_setting_aside, _OS, path.parent, path.stem))
         place = place_of(path, shard_id, identity.store_id, partitions, limits, environment)
         copy = await files.open_copy(place, identity, environment, times_of(limits))
     except BaseException:

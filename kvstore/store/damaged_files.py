@@ -3,8 +3,8 @@ What is still known of them, and putting them out of the way.
 
 Owns: `salvage`, `set_damaged_aside`, the names of what is set aside: `….db.damaged` and its log and id, then
 `….db.damaged.1`, and so on.
-Promises: nothing is deleted or written over. After a crash at any line what is left has an id and no whole store, or
-the id of a copy that is empty: it is never taken for a new store, nor for what was there.
+Promises: nothing is deleted or written over. After a crash at any line what is left is what was there, or has the id of
+a copy that is to be filled, and a file `.id.begun`: the next start goes on, and takes it for nothing else.
 Leaves to others: whether another copy takes its place (the controller), and filling that (`replication`).
 """
 
@@ -25,11 +25,12 @@ from kvstore.placement.map_format import decode_map
 from kvstore.replication.promise import Identity, identity_path, read_identity, write_identity
 from kvstore.set_aside import names_for
 from kvstore.storage import schema
-from kvstore.storage.disk import Disk, OsDisk
+from kvstore.storage.disk import Disk, OsDisk, remove_if_there
 from kvstore.storage.log_check import read_log
 from kvstore.storage.record import decode_record
 from kvstore.storage.sqlite_file import uri_path
 
+_BEGUN = ".id.begun"  # the id of files that are being set aside
 _BESIDE = ("-wal", "-shm", "")  # the file itself goes last
 
 
@@ -94,20 +95,32 @@ def set_damaged_aside(disk: Disk, folder: Path, store: str, fresh: Identity) -> 
     """Rename the files of the store, none of which is open.
     Leaves the id `fresh`, of a copy that is to be filled.
 
-    Returns what the file of the rows is called now, or would be. Raises OSError.
+    Returns what the file of the rows is called now, or would be. Raises OSError; may be repeated after that.
     """
     names = disk.names(folder)
-    aside = next(name for name in names_for(f"{store}.db.damaged") if not _is_taken(name, names))
+    aside = _begun(store, names) or _free(store, names)
+    _keep(disk, identity_path(folder, store), folder / f"{aside}{_BEGUN}")
+    disk.sync_folder(folder)  # before the fresh id says that all that lies here may be written over
+    write_identity(disk, folder, store, fresh)
+    finish_setting_aside(disk, folder, store)
+    return aside
+
+
+def finish_setting_aside(disk: Disk, folder: Path, store: str) -> None:
+    """Rename what a crash has left under its first name, if one has broken off `set_damaged_aside`. Raises OSError."""
+    names = disk.names(folder)
+    aside = _begun(store, names)
+    if aside is None:
+        return
     for name in names:
         if name.startswith(f"{store}.log."):
             disk.rename(folder / name, folder / f"{aside}{name.removeprefix(store)}")
     for suffix in _BESIDE:
         if (name := f"{store}.db{suffix}") in names:
             disk.rename(folder / name, folder / f"{aside}{suffix}")
-    disk.sync_folder(folder)  # before an id says that all that lies here may be rebuilt
-    _keep(disk, identity_path(folder, store), folder / f"{aside}.id")
-    write_identity(disk, folder, store, fresh)
-    return aside
+    disk.sync_folder(folder)
+    disk.rename(folder / f"{aside}{_BEGUN}", folder / f"{aside}.id")
+    disk.sync_folder(folder)
 
 
 def spare_room(folder: Path, aside: str) -> None:
@@ -116,20 +129,31 @@ def spare_room(folder: Path, aside: str) -> None:
         make_sparse(path)
 
 
+def _begun(store: str, names: Iterable[str]) -> str | None:
+    """The name under which the store's files are being set aside."""
+    begun = (each for each in names if each.startswith(f"{store}.db.damaged") and each.endswith(_BEGUN))
+    return next((each.removesuffix(_BEGUN) for each in begun), None)
+
+
+def _free(store: str, names: Iterable[str]) -> str:
+    return next(each for each in names_for(f"{store}.db.damaged") if not _is_taken(each, names))
+
+
 def _is_taken(aside: str, names: Iterable[str]) -> bool:
     taken = (f"{aside}.id", f"{aside}.log.", f"{aside}-")
     return any(name == aside or name.startswith(taken) for name in names)
 
 
 def _keep(disk: Disk, path: Path, copy: Path) -> None:
-    """Copy a small file, durably once its folder is synced; nothing if there is none."""
-    if path.name not in disk.names(path.parent):
-        return
-    source = disk.open(path, write=False)
-    try:
-        data = source.pread(source.size(), 0)
-    finally:
-        source.close()
+    """Copy a small file, durably once its folder is synced; an empty one if there is none."""
+    data = b""
+    if path.name in disk.names(path.parent):
+        source = disk.open(path, write=False)
+        try:
+            data = source.pread(source.size(), 0)
+        finally:
+            source.close()
+    remove_if_there(disk, copy)
     kept = disk.open(copy, create=True)
     try:
         kept.pwrite(data, 0)

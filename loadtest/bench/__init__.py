@@ -1,5 +1,5 @@
-"""What is measured: `compare` drives this cluster, etcd and Redis side by side with wrk; `peak`, `ring` and `reshard`.
+"""What `loadtest.compare`, `loadtest.reshard` and `loadtest.peak` are made of.
 
-Systems, dialects, workloads, and the report with its charts; the modules of the same names in `loadtest/` start them.
+Systems, dialects, workloads, driving them with wrk, and the report with its charts.
 Figures belong into loadtest/MEASURED.md.
 """

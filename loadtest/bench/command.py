@@ -1,7 +1,7 @@
 """What the command lines of the benchmarks share: options, how a run is ended early, what is written where.
 
 Promises: what was started is ended by Ctrl-C and SIGTERM, too; what goes wrong is one line for people.
-Leaves to others: what is measured (compare.py, reshard/run.py, peak.py).
+Leaves to others: what is measured (loadtest/compare.py, reshard.py, peak.py).
 """
 
 from __future__ import annotations

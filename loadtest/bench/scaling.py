@@ -1,6 +1,6 @@
 """What more shards bring and cost: rates and CPU time per operation beside those of the fewest shards.
 
-Owns: which clusters are compared with which, the aim for them, and in which parts of the system the difference lies.
+Owns: which clusters are compared with which, and the aim for them.
 Promises: clusters of as many routers are compared, at the same workload and number of connections; a ratio is the
 median of the ratios within each round (report.py). Pure.
 Leaves to others: the runs (drive.py), other tables (report.py).
@@ -32,7 +32,6 @@ from loadtest.bench.report import (
 
 CPU_AIM = 1.5  # times the CPU time per operation of one shard, at MANY shards
 FEW, MANY = 1, 8
-_SMALL_US = 0.5
 
 
 class Growth(msgspec.Struct, frozen=True, kw_only=True):
@@ -118,11 +117,7 @@ def sections(found: Sequence[Growth]) -> list[str]:
     """For the report as Markdown; none if nothing has grown."""
     if not found:
         return []
-    lines = "\n".join(f"- {sentence}" for sentence in explain(found))
-    return [
-        f"More shards, beside the fewest with as many routers:\n\n{table(*rows(found), left=LEFT)}",
-        f"{lines}\n\n{WHY}",
-    ]
+    return [f"More shards, beside the fewest with as many routers:\n\n{table(*rows(found), left=LEFT)}", WHY]
 
 
 def rows(found: Sequence[Growth]) -> Rows:
@@ -150,34 +145,6 @@ def rows(found: Sequence[Growth]) -> Rows:
 
 def _show_size(cell: Cell) -> str:
     return "–" if cell.batch_operations is None else f"{cell.batch_operations:.1f}"
-
-
-def explain(found: Sequence[Growth]) -> list[str]:
-    """A sentence for each workload, connections and routers: where the CPU time goes that the most shards take more."""
-    last = {_place(each): each for each in found}
-    return [_sentence(each) for each in last.values()]
-
-
-def _sentence(each: Growth) -> str:
-    routers = "1 router" if each.routers == 1 else f"{each.routers} routers"
-    shards = "1 shard" if each.base_shards == 1 else f"{each.base_shards} shards"
-    more_us = each.cell.cpu_us_per_op - each.base.cpu_us_per_op
-    parts = [f"{name} {part_us:+.0f}" for name, part_us in _differences(each) if abs(part_us) >= _SMALL_US]
-    of_which = f" ({', '.join(parts)})" if parts else ""
-    sizes = each.base.batch_operations, each.cell.batch_operations
-    batches = "" if None in sizes else f"; operations in a batch: {_show_size(each.base)}, then {_show_size(each.cell)}"
-    return (
-        f"{each.work}, {each.connections} connections, {routers}: from {shards} to {each.shards} the rate is"
-        f" × {each.per_s.median:.2f} and CPU per operation × {each.cpu.median:.2f},"
-        f" {more_us:+.0f} µs{of_which}{batches}"
-    )
-
-
-def _differences(each: Growth) -> list[tuple[str, float]]:
-    """Of each process, by name: the CPU time per operation that it takes more, the largest difference first."""
-    now, then = each.cell.cpu_us_per_op_by_process, each.base.cpu_us_per_op_by_process
-    parts = [(name, now.get(name, 0.0) - then.get(name, 0.0)) for name in sorted({*now, *then})]
-    return sorted(parts, key=lambda part: -abs(part[1]))
 
 
 WHY = (

@@ -124,7 +124,7 @@ class Reshard:
     async def _ask(self, change: Change) -> tuple[list[str], str]:
         self._asked.append(change)
         self._members = change.after(self._members)  # before the answer: the next change is not to fall on it
-        reply = await self._insist(*changes.request_of(change))
+        reply = await self._insist(*change.request)
         if reply.status == 202:
             self._taken[reply.change] = change
         return [change.shard], f"{change}: {reply.words}"

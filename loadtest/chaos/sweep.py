@@ -16,11 +16,12 @@ import time
 from collections import deque
 from collections.abc import Sequence
 
+from psutil import Process
+
 from kvstore.failpoints import POINTS
 from loadtest.chaos.reshard import Reshard
 from loadtest.cluster import processes
 from loadtest.cluster.armed import ArmedCluster
-from loadtest.cluster.processes import Pid
 
 _TIME_S = 4.0  # for a point
 _LEAST_S = 1.0
@@ -83,7 +84,7 @@ class Sweep:
     async def _meet(self, point: str, names: Sequence[str], end_s: float, rng: random.Random) -> bool:
         """Whether one of these processes died there."""
         self._armed.update(names)
-        armed: dict[str, Pid | None] = {name: self._cluster.arm(name, f"{point}=kill") for name in names}
+        armed: dict[str, Process | None] = {name: self._cluster.arm(name, f"{point}=kill") for name in names}
         provoke_s = time.monotonic() + _PROVOKE_EVERY_S / 3
         try:
             while (now_s := time.monotonic()) < end_s:

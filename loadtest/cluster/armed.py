@@ -26,6 +26,8 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import psutil
+from psutil import Process
 
 from kvstore.config import Limits, load_config
 from kvstore.launcher import ShardReconciler, cluster_children, url_of
@@ -35,7 +37,6 @@ from kvstore.readiness import http_get
 from kvstore.supervisor import STOP_ORDER, Child, Log, Supervisor
 from loadtest.cluster import processes
 from loadtest.cluster.local import READY_TIMEOUT_S, LocalCluster
-from loadtest.cluster.processes import Pid
 
 RUN = 'while [ -e "$0.held" ]; do sleep 0.02; done; export KVSTORE_FAILPOINTS="@$0"; exec "$@"'
 _NO_SUCH_PREFIX = "~none/"
@@ -79,7 +80,7 @@ class ArmedCluster(LocalCluster):
         self._supervisor: _ArmedSupervisor | None = None
         self._launching: asyncio.Task[None] | None = None
         self._log: Log | None = None
-        self._paused: set[Pid] = set()
+        self._paused: set[Process] = set()
 
     async def start(self) -> None:
         """Start all processes and wait until every router is ready. Raises RuntimeError."""
@@ -123,7 +124,7 @@ class ArmedCluster(LocalCluster):
             self._log = None
         await super().stop()
 
-    def family(self) -> list[Pid]:
+    def family(self) -> list[Process]:
         """This process and all its descendants that run now."""
         found = processes.tree(os.getpid()) if self._supervisor is not None else []
         written = self._written_pids()
@@ -172,7 +173,7 @@ class ArmedCluster(LocalCluster):
 
     # --- faults --------------------------------------------------------------------------------------------------
 
-    def arm(self, name: str, failpoints: str) -> Pid | None:
+    def arm(self, name: str, failpoints: str) -> Process | None:
         """From its next point on `shard-s1`, `router-0`, … has these; so has one that is still to be started.
 
         The process that runs now; None if none does. Empty `failpoints`: it is armed no more.
@@ -195,15 +196,14 @@ class ArmedCluster(LocalCluster):
             self._paused.discard(process)
             processes.send_signal(process, signal.SIGCONT)
 
-    def stands_still(self, process: Pid) -> bool:
+    def stands_still(self, process: Process) -> bool:
         """Whether it was stopped by SIGSTOP, whatever sent that."""
-        stat = processes.read_stat(process.pid)
-        if stat is None or stat.started_ticks != process.started_ticks or stat.state != "T":
+        if processes.status(process) != psutil.STATUS_STOPPED:
             return False
         self._paused.add(process)
         return True
 
-    def kill(self, name: str) -> Pid | None:
+    def kill(self, name: str) -> Process | None:
         """SIGKILL, also to one that is just being started, or does not come to its end.
         None when there is none.
 
@@ -214,7 +214,7 @@ class ArmedCluster(LocalCluster):
             processes.send_signal(process, signal.SIGKILL)
         return process
 
-    def kill_all(self, names: Collection[str]) -> list[Pid]:
+    def kill_all(self, names: Collection[str]) -> list[Process]:
         """SIGKILL to these, as at once as it goes; those that ran."""
         running = self.pids()
         victims = [running[name] for name in names if name in running]
@@ -222,12 +222,12 @@ class ArmedCluster(LocalCluster):
             processes.send_signal(process, signal.SIGKILL)
         return victims
 
-    def hold(self, name: str) -> Pid | None:
+    def hold(self, name: str) -> Process | None:
         """SIGKILL, and it does not come back before `let_come_back`."""
         self._held(name).touch()
         return self.kill(name)
 
-    def _child(self, name: str) -> Pid | None:
+    def _child(self, name: str) -> Process | None:
         """The process as the supervisor knows it: one that starts or ends has no pid file."""
         pid = self._supervisor.pid(name) if self._supervisor is not None else None
         return processes.identify(pid) if pid is not None else None

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any, Self
 
 import yaml
+from psutil import Process
 
 from loadtest.cluster import processes
-from loadtest.cluster.processes import Pid
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 READY_TIMEOUT_S = 60.0
@@ -56,7 +56,7 @@ class LocalCluster:
         self.ready_s = 0.0
         self.up: asyncio.subprocess.Process | None = None
         self._drain: asyncio.Task[None] | None = None
-        self._seen: set[Pid] = set()
+        self._seen: set[Process] = set()
 
     async def __aenter__(self) -> Self:
         try:
@@ -92,7 +92,7 @@ class LocalCluster:
         if self.up is not None:
             await processes.end(self.up)
             self.up = None
-        for process in await processes.wait_gone(sorted(self._seen), _ORPHANS_TIMEOUT_S):
+        for process in await processes.wait_gone(list(self._seen), _ORPHANS_TIMEOUT_S):
             processes.send_signal(process, signal.SIGKILL)
         self._seen.clear()
         if self._drain is not None:
@@ -101,10 +101,10 @@ class LocalCluster:
                 await self._drain
             self._drain = None
 
-    def pids(self) -> dict[str, Pid]:
+    def pids(self) -> dict[str, Process]:
         """The running processes by name (`router-0`, `controller-0`, `shard-s1`, …), from `<data_dir>/run/*.pid`."""
         family = {process.pid: process for process in self.family()}
-        found: dict[str, Pid] = {}
+        found: dict[str, Process] = {}
         for file in sorted((self.data_dir / "run").glob("*.pid")):
             with contextlib.suppress(OSError, ValueError):
                 pid = int(file.read_text(encoding="utf-8"))
@@ -112,7 +112,7 @@ class LocalCluster:
                     found[file.stem] = family[pid]
         return found
 
-    def family(self) -> list[Pid]:
+    def family(self) -> list[Process]:
         """`up` and all its descendants that run now, `up` first."""
         found = processes.tree(self.up.pid) if self.up is not None else []
         self._seen.update(found)

@@ -1,11 +1,11 @@
 """Processes of other programs: start, watch over, measure and end them.
 
-Owns: how a tree of processes is found in /proc, what it costs (CPU time, memory), and how it is ended.
-Promises: only processes that descend from one started here are ever signalled, each by its pid and start time (so
-that a pid used again is never hit); `end` leaves none of them running.
+Owns: what a tree of processes costs (CPU time, memory), and how it is ended.
+Promises: only processes that descend from one started here are ever signalled, each by its pid and start time, as
+psutil does (so that a pid used again is never hit); `end` leaves none of them running.
 Leaves to others: what the processes are (loadtest/cluster.py, loadtest/bench/systems.py).
 
-Linux only: it reads /proc (proc(5)).
+Linux only: PSS, stolen time, abstract sockets.
 """
 
 from __future__ import annotations
@@ -16,71 +16,44 @@ import os
 import random
 import signal
 import socket
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+import psutil
+from psutil import Process
+
 _STOP_TIMEOUT_S = 12.0
 _POLL_S = 0.05
 _CLAIMS_MAX = 100
 _claims: deque[int] = deque()  # file descriptors, of the sockets that stand for ports given
 
 
-class Pid(NamedTuple):
-    """One process: its number and its start (clock ticks since boot), which together are never used again."""
-
-    pid: int
-    started_ticks: int
-
-
-class ProcessStat(NamedTuple):
-    """What /proc/PID/stat says: parent, start, and CPU time of it and of its reaped children in ticks."""
-
-    state: str
-    parent: int
-    cpu_ticks: int
-    started_ticks: int
-
-
-def read_stat(pid: int) -> ProcessStat | None:
-    """/proc/PID/stat, or None when there is no such process."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return None
-    # the name, in brackets, may hold anything: the fields begin behind the last bracket
-    fields = text.rpartition(")")[2].split()
-    return ProcessStat(
-        state=fields[0],
-        parent=int(fields[1]),
-        cpu_ticks=sum(int(field) for field in fields[11:15]),
-        started_ticks=int(fields[19]),
-    )
-
-
-def identify(pid: int) -> Pid | None:
+def identify(pid: int) -> Process | None:
     """The process with that number as it is now; None when it is gone or only waits to be reaped."""
-    stat = read_stat(pid)
-    return None if stat is None or stat.state == "Z" else Pid(pid, stat.started_ticks)
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process if is_running(process := Process(pid)) else None
+    return None
 
 
-def is_running(process: Pid) -> bool:
-    return identify(process.pid) == process
+def status(process: Process) -> str:
+    """One of psutil's; that of a zombie when the process is gone."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.status() if process.is_running() else psutil.STATUS_ZOMBIE
+    return psutil.STATUS_ZOMBIE
 
 
-def tree(root: int) -> list[Pid]:
+def is_running(process: Process) -> bool:
+    return status(process) != psutil.STATUS_ZOMBIE
+
+
+def tree(root: int) -> list[Process]:
     """The process `root` and all its descendants, parents first."""
-    children: dict[int, list[Pid]] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and (stat := read_stat(int(entry.name))) is not None and stat.state != "Z":
-            children.setdefault(stat.parent, []).append(Pid(int(entry.name), stat.started_ticks))
-    top = identify(root)
-    found = [] if top is None else [top]
-    for process in found:
-        found.extend(children.get(process.pid, []))
-    return found
+    with contextlib.suppress(psutil.NoSuchProcess):
+        top = Process(root)
+        return [process for process in (top, *top.children(recursive=True)) if is_running(process)]
+    return []
 
 
 def cpu_by_name(roots: Sequence[int]) -> dict[str, float]:
@@ -88,24 +61,25 @@ def cpu_by_name(roots: Sequence[int]) -> dict[str, float]:
 
     Descendants that ended count too, under the name of the parent that reaped them.
     """
-    used: dict[str, float] = {}
+    used: dict[str, float] = defaultdict(float)
     for process in (process for root in roots for process in tree(root)):
-        if (stat := read_stat(process.pid)) is not None:
-            label = name(process.pid)
-            used[label] = used.get(label, 0.0) + stat.cpu_ticks / _TICKS_PER_S
-    return used
+        with contextlib.suppress(psutil.NoSuchProcess):
+            times = process.cpu_times()
+            label = name(process)
+            used[label] += times.user + times.system + times.children_user + times.children_system
+    return dict(used)
 
 
-def name(pid: int) -> str:
-    """What a process is: its program, or the word after the module for `python -m MODULE WORD`; empty when gone."""
-    try:
-        words = Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8", errors="replace").split("\0")
-    except OSError:
-        return ""
-    if "-m" in words[:-2]:
+def name(process: Process) -> str:
+    """What a process is: its program, or the word after the module for `python -m MODULE WORD`.
+
+    Raises psutil.NoSuchProcess.
+    """
+    words = process.cmdline()
+    if "-m" in words[:-1]:
         module = words.index("-m") + 1
-        return words[module + 1] or words[module]
-    return Path(words[0].split(" ")[0]).name
+        return words[module + 1] if module + 1 < len(words) else words[module]
+    return Path(words[0].split(" ")[0]).name if words else ""
 
 
 class MachineCpu(NamedTuple):
@@ -116,38 +90,27 @@ class MachineCpu(NamedTuple):
 
 
 def machine_cpu() -> MachineCpu:
-    """From the first line of /proc/stat."""
-    with Path("/proc/stat").open(encoding="ascii") as file:
-        user, nice, system, _idle, _iowait, irq, softirq, stolen = (
-            int(field) for field in file.readline().split()[1:9]
-        )
-    busy = user + nice + system + irq + softirq + stolen
-    return MachineCpu(busy / _TICKS_PER_S, stolen / _TICKS_PER_S)
+    """The time of guests of this machine is in that of its users already."""
+    times = psutil.cpu_times()
+    return MachineCpu(sum(times) - times.idle - times.iowait - times.guest - times.guest_nice, times.steal)
 
 
 def pss_bytes(roots: Sequence[int]) -> int:
     """Memory of the trees under `roots`: the sum of PSS (shared pages are split between those that share them)."""
     total = 0
-    for root in roots:
-        for process in tree(root):
-            with contextlib.suppress(OSError):
-                lines = Path(f"/proc/{process.pid}/smaps_rollup").read_text(encoding="utf-8").splitlines()
-                total += sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
+    for process in (process for root in roots for process in tree(root)):
+        with contextlib.suppress(psutil.Error):
+            total += process.memory_full_info().pss
     return total
 
 
-def send_signal(process: Pid, number: signal.Signals) -> bool:
-    """Signal exactly this process; False when it is gone."""
-    if not is_running(process):
-        return False
-    try:
-        os.kill(process.pid, number)
-    except ProcessLookupError:
-        return False
-    return True
+def send_signal(process: Process, number: signal.Signals) -> None:
+    """Signal exactly this process; nothing happens when it is gone."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process.send_signal(number)
 
 
-async def wait_gone(processes: Sequence[Pid], timeout_s: float) -> list[Pid]:
+async def wait_gone(processes: Sequence[Process], timeout_s: float) -> list[Process]:
     """Wait until all have ended, at most `timeout_s`; those still running."""
     deadline = asyncio.get_running_loop().time() + timeout_s
     while left := [process for process in processes if is_running(process)]:

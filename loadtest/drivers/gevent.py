@@ -23,7 +23,7 @@ from locust.contrib.fasthttp import FastHttpSession
 from locust.event import EventHook
 
 from loadtest.drivers.once_client import NeverSent, OnceClient
-from loadtest.histories.history import AnyOperation, History, now_s
+from loadtest.histories.history import History, now_s
 from loadtest.workloads import calls, ycsb
 from loadtest.workloads.calls import NO_ANSWER, NOTHING, Call, Pause, Reply, Steps
 from loadtest.workloads.keys import Keys
@@ -121,7 +121,7 @@ class Run:
         self.keys = Keys(f"{options.prefix}ycsb/", options.keys, max(process, 0))
         self._history: History | None = None
         if options.history is not None:
-            self._history = _Written(file_of(options.history, process))
+            self._history = History(file_of(options.history, process))
         self._prefix = f"{options.prefix}{options.run}/"
         self._process = process
         self._numbers = numbers_of(process + 1)
@@ -134,16 +134,8 @@ class Run:
 
     def close(self) -> None:
         if self._history is not None:
-            self._history.__exit__(None, None, None)
+            self._history.close()
             self._history = None
-
-
-class _Written(History):
-    """A history that is in its file only."""
-
-    def add(self, operation: AnyOperation) -> None:
-        super().add(operation)
-        self.operations.clear()
 
 
 def file_of(history: str, process: int) -> Path:

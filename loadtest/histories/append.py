@@ -23,12 +23,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from enum import StrEnum
-from typing import NamedTuple
 
 from loadtest.histories.cycles import RT, RW, WR, WW, Cycle, Edge, Graph
+from loadtest.histories.findings import Findings, Violation, times
 from loadtest.histories.history import Lists
 
-_SHOWN_MAX = 3  # of anomalies of one kind and key: one fault of a store shows in thousands of reads
 _TAIL = 6  # values of a list that are shown
 
 
@@ -44,18 +43,10 @@ class Kind(StrEnum):
     LOST = "lost append"  # acknowledged, and missing in a read that began later and in all others
 
 
-class Anomaly(NamedTuple):
-    """`kind`: one of Kind, or the name of a class of cycles."""
+def check(history: Iterable[Lists]) -> list[Violation]:
+    """All that is wrong with it, by Kind, or by the name of a class of cycles.
 
-    kind: str
-    detail: str
-
-    def __str__(self) -> str:
-        return f"{self.kind}: {self.detail}"
-
-
-def check(history: Iterable[Lists]) -> list[Anomaly]:
-    """All that is wrong with it. Raises ValueError if a value is appended twice: such a history proves nothing."""
+    Raises ValueError if a value is appended twice: such a history proves nothing."""
     return _Check(list(history)).run()
 
 
@@ -63,8 +54,8 @@ class _Check:
     def __init__(self, history: Sequence[Lists]) -> None:
         self._history = history
         self._writers: dict[tuple[str, int], int] = {}  # (key, value) -> place in the history
-        self._anomalies: list[Anomaly] = []
-        self._told: dict[tuple[str, str], int] = {}
+        self._findings = Findings()
+        self._blame = self._findings.blame
         self._why: dict[Edge, tuple[str, str]] = {}  # the key, and a clause on what comes after
         for place, operation in enumerate(history):
             for key, values in operation.appends.items():
@@ -72,20 +63,14 @@ class _Check:
                     if self._writers.setdefault((key, value), place) != place or values.count(value) > 1:
                         raise ValueError(f"{value} is appended to {key} twice: each value may be appended once only")
 
-    def run(self) -> list[Anomaly]:
+    def run(self) -> list[Violation]:
         reads = self._reads()
         orders = {key: self._order(key, lists) for key, lists in reads.items()}
         for key, lists in reads.items():
             self._look_into_lists(key, lists)
         self._look_for_lost(orders, reads)
-        for cycle in self._graph(orders, reads).cycles():
-            self._anomalies.append(Anomaly(cycle.name, self._story(cycle)))
-        return self._anomalies
-
-    def _blame(self, kind: Kind, key: str, detail: str) -> None:
-        told = self._told[kind, key] = self._told.get((kind, key), 0) + 1
-        if told <= _SHOWN_MAX:
-            self._anomalies.append(Anomaly(kind, detail))
+        cycles = self._graph(orders, reads).cycles()
+        return [*self._findings.violations, *(Violation(cycle.name, self._story(cycle)) for cycle in cycles)]
 
     # --- lists by themselves -------------------------------------------------------------------------------------
 
@@ -210,10 +195,7 @@ class _Check:
     # --- telling it ----------------------------------------------------------------------------------------------
 
     def _name(self, place: int) -> str:
-        operation = self._history[place]
-        end = "never answered" if operation.end_s is None else f"{operation.end_s:.4f}"
-        said = f", told: {operation.said}" if operation.said else ""
-        return f"T{place} ({operation.client}, {operation.begin_s:.4f} to {end}{said})"
+        return f"T{place} {times(self._history[place])}"
 
     def _story(self, cycle: Cycle) -> str:
         """The cycle edge by edge, then what each of its transactions did."""

@@ -20,16 +20,15 @@ account. (Sorted by their sums, each must be at most the next; what holds for ne
 
 from __future__ import annotations
 
-import bisect
 import itertools
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from typing import NamedTuple
 
+from loadtest.histories.findings import Findings, Floor, Violation, times
 from loadtest.histories.history import Account, Balances, Transfer
 
-_SHOWN_MAX = 3  # of violations of one kind: one fault of a store shows in hundreds of reads
+_Known = list[tuple[float, int, Transfer | Balances | None]]
 
 
 class Kind(StrEnum):
@@ -47,14 +46,6 @@ class Kind(StrEnum):
     LOST_UPDATE = "lost update"  # two transfers were done on one version of an account
     VERSION_BACK = "version did not rise"
     NOT_ONCE = "not done exactly once"
-
-
-class Violation(NamedTuple):
-    kind: Kind
-    detail: str
-
-    def __str__(self) -> str:
-        return f"{self.kind}: {self.detail}"
 
 
 class Bank(NamedTuple):
@@ -100,8 +91,7 @@ class _Check:
         )
         self._reads = [read for read in history if isinstance(read, Balances) and read.outcome == "done"] + [end]
         self._whole = [read for read in self._reads if read.whole]
-        self._violations: list[Violation] = []
-        self._told: Counter[Kind] = Counter()
+        self._findings = Findings()
 
     def run(self) -> list[Violation]:
         self._check_markers()
@@ -113,15 +103,13 @@ class _Check:
         self._check_seen()
         self._check_staleness()
         self._check_chain()
-        return self._violations
+        return self._findings.violations
 
     def _was_done(self, transfer: Transfer) -> bool:
         return transfer.outcome == "done" or (transfer.outcome == "unknown" and transfer.marker in self._markers)
 
     def _blame(self, kind: Kind, detail: str) -> None:
-        self._told[kind] += 1
-        if self._told[kind] <= _SHOWN_MAX:
-            self._violations.append(Violation(kind, detail))
+        self._findings.blame(kind, "bank", detail)
 
     # --- at the end ----------------------------------------------------------------------------------------------
 
@@ -228,15 +216,16 @@ class _Check:
 
     def _check_staleness(self) -> None:
         """No read has less than what was acknowledged, or seen by another one, before it began."""
-        floors = {number: _Floor(account.version) for number, account in self._opening.accounts.items()}
-        for end_s, number, version, by in sorted(self._known_from(), key=lambda known: known[0]):
-            if number in floors:
-                floors[number].rise(end_s, version, by)
+        known: dict[int, _Known] = {}
+        for number, account in self._opening.accounts.items():
+            known[number] = [(float("-inf"), account.version, None)]
+        for end_s, number, version, by in self._known_from():
+            known.get(number, []).append((end_s, version, by))
+        floors = {number: Floor(steps) for number, steps in known.items()}
         for read in self._reads:
             for number, account in read.accounts.items():
-                if number not in floors:
-                    continue
-                version, witness = floors[number].at(read.begin_s)
+                floor = floors[number].before(read.begin_s) if number in floors else None
+                version, witness = floor or (account.version, None)
                 if account.version < version:
                     detail = f"{_name(read)} has version {account.version} of account {number}, and before it began"
                     source = f"{_name(witness)} had " if witness is not None else "the bank opened with "
@@ -264,24 +253,6 @@ class _Check:
                 self._blame(Kind.FORK, f"{detail}; of account {ahead} it is the other way round")
 
 
-class _Floor:
-    """The versions of one account that were known, and since when."""
-
-    def __init__(self, version: int) -> None:
-        self._since = [float("-inf")]
-        self._known: list[tuple[int, Transfer | Balances | None]] = [(version, None)]
-
-    def rise(self, since_s: float, version: int, by: Transfer | Balances) -> None:
-        """Called in order of time."""
-        if version > self._known[-1][0]:
-            self._since.append(since_s)
-            self._known.append((version, by))
-
-    def at(self, now_s: float) -> tuple[int, Transfer | Balances | None]:
-        """What was known before `now_s`, and who said so."""
-        return self._known[bisect.bisect_left(self._since, now_s) - 1]
-
-
 def _first_behind(read: Balances, other: Balances) -> int | None:
     """An account of which `read` has an older version than `other`."""
     return next(
@@ -298,10 +269,6 @@ def _both_ways(transfer: Transfer) -> Sequence[tuple[int, int]]:
 
 
 def _name(operation: Transfer | Balances) -> str:
-    if isinstance(operation, Transfer):
-        what = f"transfer {operation.marker} ({marker_text(operation)})"
-    else:
-        what = f"the read by {operation.client}"
-    end = "never answered" if operation.end_s is None else f"{operation.end_s:.4f}"
-    said = f", told: {operation.said}" if operation.said else ""
-    return f"{what} [{operation.begin_s:.4f} to {end}{said}]"
+    if isinstance(operation, Balances):
+        return f"the read {times(operation)}"
+    return f"transfer {operation.marker} ({marker_text(operation)}) {times(operation)}"

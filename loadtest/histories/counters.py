@@ -14,7 +14,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from enum import StrEnum
 
-from loadtest.histories.findings import Findings, Floor, Violation, times
+from loadtest.histories.findings import Findings, Floor, Violation, ended_s, times
 from loadtest.histories.history import Count
 
 
@@ -62,10 +62,10 @@ class _Counter:
 
     def _check_numbers(self) -> None:
         """As many as were acknowledged before the read began, and no more than were begun when it ended."""
-        ends_s = sorted(_end_s(operation) for operation in self._done)
+        ends_s = sorted(ended_s(operation) for operation in self._done)
         begins_s = sorted(operation.begin_s for operation in self._raises)
         for read in self._reads:
-            least, most = bisect_left(ends_s, read.begin_s), bisect_right(begins_s, _end_s(read))
+            least, most = bisect_left(ends_s, read.begin_s), bisect_right(begins_s, ended_s(read))
             if (read.value or 0) < least:
                 self._blame(Kind.TOO_FEW, f"{_name(read)}, and {least} raises had been acknowledged before it began")
             if (read.value or 0) > most:
@@ -85,7 +85,7 @@ class _Counter:
             since_s.append(max(since_s[-1], begun_s[len(since_s)]))
         for operation in [*self._reads, *self._raises]:
             shown = (operation.value or 0) - (operation.action == "raise")
-            known = bisect_right(since_s, _end_s(operation)) - 1
+            known = bisect_right(since_s, ended_s(operation)) - 1
             if shown > known:
                 detail = f"{_name(operation)}, and no client had begun to raise it to {known + 1} when that ended"
                 self._blame(Kind.FROM_NOWHERE, detail)
@@ -93,16 +93,12 @@ class _Counter:
     def _check_order(self) -> None:
         """A client that began after a client had ended found at least what that one left."""
         told = [op for op in [*self._done, *self._reads] if op.value is not None]
-        floor = Floor([(_end_s(op), op.value or 0, op) for op in told])
+        floor = Floor([(ended_s(op), op.value or 0, op) for op in told])
         for operation in [*self._reads, *self._done]:
             found = (operation.value or 0) - (operation.action == "raise")
             known = floor.before(operation.begin_s)
             if known is not None and found < known[0] and (operation.action == "read" or operation.value is not None):
                 self._blame(Kind.BACK, f"{_name(operation)}; before it began, {_name(known[1])}")
-
-
-def _end_s(operation: Count) -> float:
-    return float("inf") if operation.end_s is None else operation.end_s
 
 
 def _name(operation: Count) -> str:

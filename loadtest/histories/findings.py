@@ -60,6 +60,11 @@ class Floor(Generic[By]):
         return self._steps[place - 1] if place else None
 
 
+def ended_s(operation: Operation) -> float:
+    """When it ended; never, if its outcome is unknown."""
+    return float("inf") if operation.end_s is None else operation.end_s
+
+
 def times(operation: Operation) -> str:
     """Who called it, and when; in brackets, to be put behind what was called."""
     end = "never answered" if operation.end_s is None else f"{operation.end_s:.4f}"

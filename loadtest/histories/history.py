@@ -15,8 +15,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from types import TracebackType
-from typing import Literal, Self
+from typing import Literal
 
 import msgspec
 
@@ -156,34 +155,14 @@ _decoder = msgspec.json.Decoder(AnyOperation)
 
 
 class History:
-    """Operations in the order in which they ended; also written to `path` if there is one.
-    Use it in a `with` block."""
+    """A file to which operations are added in the order in which they end."""
 
-    def __init__(self, path: Path | None = None) -> None:
-        self.operations: list[AnyOperation] = []
-        self._file = None if path is None else path.open("ab", buffering=0)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._file is not None:
-            self._file.close()
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("ab", buffering=0)
+        self.close = self._file.close
 
     def add(self, operation: AnyOperation) -> None:
-        self.operations.append(operation)
-        if self._file is not None:
-            self._file.write(_encoder.encode(operation) + b"\n")
-
-    @property
-    def lists(self) -> list[Lists]:
-        return [operation for operation in self.operations if isinstance(operation, Lists)]
-
-    @property
-    def bank(self) -> list[Transfer | Balances]:
-        return [operation for operation in self.operations if isinstance(operation, Transfer | Balances)]
+        self._file.write(_encoder.encode(operation) + b"\n")
 
 
 def write(path: Path, operations: Iterable[AnyOperation]) -> None:

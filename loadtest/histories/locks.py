@@ -23,8 +23,8 @@ from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from typing import NamedTuple
 
-from loadtest.histories.findings import Findings, Floor, Violation, times
-from loadtest.histories.history import Count, Guarded, Lease, Operation
+from loadtest.histories.findings import Findings, Floor, Violation, ended_s, times
+from loadtest.histories.history import Count, Guarded, Lease
 
 _NEVER = float("inf")
 _WORDS = {"acquire": "the acquire", "renew": "the renewal", "release": "the release"}
@@ -89,7 +89,7 @@ class _Lock:
 
     def _check_tokens(self) -> None:
         granted: dict[int, Lease] = {}
-        floor = Floor([(_end_s(op), op.token or 0, op) for op in self._done])
+        floor = Floor([(ended_s(op), op.token or 0, op) for op in self._done])
         for grant in self._grants:
             token = grant.token or 0
             if granted.setdefault(token, grant) is not grant:
@@ -123,17 +123,17 @@ class _Lock:
             if lease.action == "renew" and lease.outcome == "done":
                 to_s = max(to_s, lease.begin_s + (lease.ttl_s or grant.ttl_s))
         released_s = min((lease.begin_s for lease in same_token if lease.action == "release"), default=_NEVER)
-        return _Held(_end_s(grant), min(to_s, released_s), grant)
+        return _Held(ended_s(grant), min(to_s, released_s), grant)
 
     def _check_uses(self) -> None:
         """Each token shown was granted, is the newest that was known, and was not given back."""
         granted = {grant.token for grant in self._grants}
-        floor = Floor([(_end_s(op), op.token or 0, op) for op in self._done])
+        floor = Floor([(ended_s(op), op.token or 0, op) for op in self._done])
         released: dict[int, Lease] = {}
         for use in self._uses:
             if isinstance(use, Lease) and use.action == "release":
                 other = released.setdefault(use.token or 0, use)
-                released[use.token or 0] = min(other, use, key=_end_s)
+                released[use.token or 0] = min(other, use, key=ended_s)
         for use in self._uses:
             token = use.token or 0
             if token not in granted:
@@ -142,7 +142,7 @@ class _Lock:
             if known is not None and known[0] > token:
                 detail = f"{_name(use)} was accepted with token {token}; before it began, {_name(known[1])} had token"
                 self._blame(Kind.STALE_TOKEN, f"{detail} {known[0]}")
-            if token in released and _end_s(released[token]) < use.begin_s:
+            if token in released and ended_s(released[token]) < use.begin_s:
                 detail = f"{_name(use)} was accepted with token {token}, which {_name(released[token])}"
                 self._blame(Kind.RELEASED, f"{detail} had given back before it began")
 
@@ -179,7 +179,7 @@ class _GuardedKey:
                 self._blame(Kind.LOST_UPDATE, detail)
 
     def _floor(self) -> Floor[Guarded]:
-        return Floor([(_end_s(write), write.value, write) for write in self._done])
+        return Floor([(ended_s(write), write.value, write) for write in self._done])
 
     def _check_values_read(self) -> None:
         """A client wrote what was read: also what was read by those whose own write was refused."""
@@ -189,7 +189,7 @@ class _GuardedKey:
         found: list[tuple[int, Guarded | Count]] = [(write.value - 1, write) for write in self._all]
         found += [(read.value or 0, read) for read in self._reads]
         for value, by in found:
-            if (begun_s.get(value, _NEVER) >= _end_s(by) and by.end_s is not None) or value not in begun_s:
+            if (begun_s.get(value, _NEVER) >= ended_s(by) and by.end_s is not None) or value not in begun_s:
                 detail = f"{_name(by)} had read {value}, which no client can have written until then"
                 self._blame(Kind.SKIPPED, detail)
 
@@ -199,10 +199,6 @@ class _GuardedKey:
             known = floor.before(read.begin_s)
             if known is not None and (read.value or 0) < known[0]:
                 self._blame(Kind.TOO_FEW, f"{_name(read)} showed {read.value}; before it began, {_name(known[1])}")
-
-
-def _end_s(operation: Operation) -> float:
-    return _NEVER if operation.end_s is None else operation.end_s
 
 
 def _name(operation: Lease | Guarded | Count) -> str:

@@ -26,7 +26,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from enum import StrEnum
 from typing import NamedTuple
 
-from loadtest.histories.findings import Findings, Floor, Violation, times
+from loadtest.histories.findings import Findings, Floor, Violation, ended_s, times
 from loadtest.histories.history import Register
 from loadtest.histories.linearizability import STEPS_MAX, Entry, Outcome, Stuck, search
 
@@ -171,13 +171,13 @@ class _Key:
 
     def _check_writers(self) -> None:
         for value, seers in self._seers.items():
-            first = min(seers, key=_end_s)
+            first = min(seers, key=ended_s)
             writer = self._writers.get(value)
             if writer is None:
                 self._blame(Kind.FOREIGN, f"{_name(first)} shows a value that no client wrote")
             elif writer.outcome == "refused" or not writer.met:
                 self._blame(Kind.REFUSED, f"{_name(first)} shows what {_name(writer)} was refused to write")
-            elif writer.begin_s > _end_s(first):
+            elif writer.begin_s > ended_s(first):
                 self._blame(Kind.EARLY, f"{_name(first)} ended before {_name(writer)} began")
 
     def _find_unknown_that_were_seen(self) -> None:
@@ -207,7 +207,7 @@ class _Key:
         starts = [zone.from_s for zone in zones]
         for operation in self._done:
             place = bisect.bisect_left(starts, operation.begin_s) - 1
-            if place < 0 or _end_s(operation) >= zones[place].to_s:
+            if place < 0 or ended_s(operation) >= zones[place].to_s:
                 continue
             value = zones[place].value
             if operation.met and value in (_saw(operation), operation.value):
@@ -222,10 +222,10 @@ class _Key:
             if writer.outcome == "refused" or not writer.met:
                 continue
             together = [writer, *self._seers.get(value, [])]
-            first = min(together, key=_end_s)
+            first = min(together, key=ended_s)
             last = max(together, key=lambda operation: operation.begin_s)
-            if _end_s(first) < last.begin_s:
-                zones.append(_Zone(_end_s(first), last.begin_s, value, first, last))
+            if ended_s(first) < last.begin_s:
+                zones.append(_Zone(ended_s(first), last.begin_s, value, first, last))
         return sorted(zones, key=lambda zone: zone.from_s)
 
     # --- the search ----------------------------------------------------------------------------------------------
@@ -240,8 +240,8 @@ class _Key:
         """The operations, those in which nothing could show left out, each between the narrowest times."""
         ends_s = self._narrowest_ends()
         versions = {op.value: op.version for op in self._done if op.version is not None and op.met}
-        refused_until_s = max((_end_s(op) for op in self._done if not op.met), default=-_NEVER)
-        absent_until_s = max((_end_s(op) for op in self._all if _needs_absence(op)), default=-_NEVER)
+        refused_until_s = max((ended_s(op) for op in self._done if not op.met), default=-_NEVER)
+        absent_until_s = max((ended_s(op) for op in self._all if _needs_absence(op)), default=-_NEVER)
         entries = []
         for operation in self._all:
             begin_s, end_s = operation.begin_s, operation.end_s
@@ -271,12 +271,12 @@ class _Key:
             for value in reversed(chain):
                 writer = self._writers[value]
                 seen_s = [
-                    min(_end_s(seer), ends_s.get(_left(seer) or "", _NEVER))
+                    min(ended_s(seer), ends_s.get(_left(seer) or "", _NEVER))
                     for seer in self._seers[value]
                     if seer.action == "swap"
                 ]
-                seen_s += [_end_s(seer) for seer in self._seers[value] if seer.action == "read"]
-                ends_s[value] = max(writer.begin_s, min(_end_s(writer), *seen_s))
+                seen_s += [ended_s(seer) for seer in self._seers[value] if seer.action == "read"]
+                ends_s[value] = max(writer.begin_s, min(ended_s(writer), *seen_s))
         return ends_s
 
     def _tell(self, outcome: Outcome[Register, _Holds]) -> None:
@@ -294,7 +294,7 @@ class _Key:
     def _check_versions(self) -> None:
         told = [op for op in self._done if op.version is not None]
         self._check_names(told)
-        floor = Floor([(_end_s(op), op.version or 0, op) for op in told])
+        floor = Floor([(ended_s(op), op.version or 0, op) for op in told])
         for operation in told:
             known = floor.before(operation.begin_s)
             version = operation.version or 0
@@ -335,10 +335,6 @@ class _Zone(NamedTuple):
     @property
     def story(self) -> str:
         return f"it held {self.value!r} from the end of {_name(self.first)} to the begin of {_name(self.last)}"
-
-
-def _end_s(operation: Register) -> float:
-    return _NEVER if operation.end_s is None else operation.end_s
 
 
 def _saw(operation: Register) -> str | None:

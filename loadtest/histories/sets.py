@@ -22,10 +22,8 @@ import itertools
 from collections.abc import Iterable
 from enum import StrEnum
 
-from loadtest.histories.findings import Findings, Violation, times
+from loadtest.histories.findings import Findings, Violation, ended_s, times
 from loadtest.histories.history import Element, Members, Operation
-
-_NEVER = float("inf")
 
 
 class Kind(StrEnum):
@@ -95,12 +93,12 @@ class _Set:
         add = self.adds.get(element)
         if not places:
             return add is not None and add.outcome != "refused"
-        first = min((self.listings[place] for place in places), key=_end_s)
+        first = min((self.listings[place] for place in places), key=ended_s)
         if add is None:
             self._blame(Kind.FOREIGN, f"{_name(first)} has {element}, which no client added")
         elif add.outcome == "refused":
             self._blame(Kind.REFUSED, f"{_name(first)} has {element}, and {_name(add)} was refused")
-        elif add.begin_s > _end_s(first):
+        elif add.begin_s > ended_s(first):
             self._blame(Kind.EARLY, f"{_name(first)} has {element}, and {_name(add)} began later")
         else:
             return True
@@ -108,22 +106,22 @@ class _Set:
 
     def _check_element(self, element: str, places: set[int]) -> None:
         add = self.adds[element]
-        there = min([add, *(self.listings[place] for place in places)], key=_end_s)
+        there = min([add, *(self.listings[place] for place in places)], key=ended_s)
         removal = self.removals.get(element)
-        if removal is not None and (removal.outcome == "refused" or _end_s(removal) < add.begin_s):
+        if removal is not None and (removal.outcome == "refused" or ended_s(removal) < add.begin_s):
             removal = None  # it removed nothing
         gone: Operation | None = None
-        if removal is not None and removal.outcome == "done" and _end_s(there) < removal.begin_s:
+        if removal is not None and removal.outcome == "done" and ended_s(there) < removal.begin_s:
             gone = removal
         missing = [
             listing
             for place, listing in enumerate(self.listings)
-            if place not in places and listing.begin_s > _end_s(there)
+            if place not in places and listing.begin_s > ended_s(there)
         ]
-        gone = min([*([gone] if gone else []), *missing], key=_end_s, default=None)
+        gone = min([*([gone] if gone else []), *missing], key=ended_s, default=None)
         self._check_lost(missing, there, removal, [self.listings[place] for place in sorted(places)])
         for place in sorted(places):
-            if gone is not None and self.listings[place].begin_s > _end_s(gone):
+            if gone is not None and self.listings[place].begin_s > ended_s(gone):
                 how = "does not show it any more" if isinstance(gone, Members) else "was acknowledged"
                 detail = f"{_name(self.listings[place])} has {element}, which was there since {_name(there)}"
                 self._blame(Kind.RESURRECTED, f"{detail}; and {_name(gone)}, which ended before, {how}")
@@ -133,7 +131,7 @@ class _Set:
         self, missing: list[Members], there: Operation, removal: Element | None, showing: list[Members]
     ) -> None:
         for listing in missing:
-            if removal is None or removal.begin_s > _end_s(listing):
+            if removal is None or removal.begin_s > ended_s(listing):
                 why = "and nothing removed it" if removal is None else f"and {_name(removal)} began later"
             elif survived := _survived(removal, listing, showing):
                 why = f"and {_name(survived)} has it, although {_name(removal)} was over"
@@ -145,11 +143,7 @@ class _Set:
 
 def _survived(removal: Element, listing: Members, showing: list[Members]) -> Members | None:
     """A listing between the end of the removal and `listing` that shows the element: it was removed in vain, once."""
-    return next((one for one in showing if one.begin_s > _end_s(removal) and _end_s(one) < listing.begin_s), None)
-
-
-def _end_s(operation: Operation) -> float:
-    return _NEVER if operation.end_s is None else operation.end_s
+    return next((one for one in showing if one.begin_s > ended_s(removal) and ended_s(one) < listing.begin_s), None)
 
 
 def _name(operation: Operation) -> str:

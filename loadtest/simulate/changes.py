@@ -11,7 +11,7 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable
 
-from kvstore.controller.service import ClusterService
+from kvstore.controller.operator_changes import OperatorChanges
 from kvstore.errors import KvError
 from loadtest.simulate.cluster import SHARDS_MAX, Cluster
 from loadtest.simulate.network import both_ways
@@ -27,21 +27,21 @@ async def add_shard(cluster: Cluster, rng: random.Random) -> None:
 async def remove_shard(cluster: Cluster, rng: random.Random) -> None:
     if len(cluster.view.shards) > SHARDS_MAX // 3:
         name = rng.choice(cluster.view.shards).id
-        await _ask(cluster, lambda service: service.remove(name))
+        await _ask(cluster, lambda changes: changes.remove(name))
 
 
 async def set_weight(cluster: Cluster, rng: random.Random) -> None:
     if cluster.view.shards:
         name, weight = rng.choice(cluster.view.shards).id, rng.randint(1, 4)
-        await _ask(cluster, lambda service: service.reweigh(name, weight))
+        await _ask(cluster, lambda changes: changes.reweigh(name, weight))
 
 
 async def replan(cluster: Cluster, rng: random.Random) -> None:
-    await _ask(cluster, lambda service: service.replan())
+    await _ask(cluster, lambda changes: changes.replan())
 
 
 async def cancel_moves(cluster: Cluster, rng: random.Random) -> None:
-    await _ask(cluster, lambda service: service.cancel())
+    await _ask(cluster, lambda changes: changes.cancel())
 
 
 async def leave_behind(cluster: Cluster, rng: random.Random) -> None:
@@ -49,7 +49,7 @@ async def leave_behind(cluster: Cluster, rng: random.Random) -> None:
     if not cluster.view.shards:
         return
     shard = rng.choice(cluster.view.shards)
-    await _ask(cluster, lambda service: service.reweigh(shard.id, 1 if shard.weight > 2 else 4))
+    await _ask(cluster, lambda changes: changes.reweigh(shard.id, 1 if shard.weight > 2 else 4))
     sources = await _sources(cluster)
     names = [rng.choice(cluster.routers).name, *(name for name in sources if rng.random() < 0.8)]
     await cut_for(cluster, rng, both_ways(cluster.controller.name, names), rng.uniform(1.0, 6.0))
@@ -84,25 +84,25 @@ async def lose_record(cluster: Cluster, rng: random.Random) -> None:
         controller.process.kill()
     controller.register.lose()
 
-    async def recover(service: ClusterService) -> None:
-        found = await service.recovery()
-        ended = [shard for shard in found["silent"] if shard not in cluster.nodes]
-        await service.recover(found["cluster_id"], found["epoch"], ended)
+    async def recover(changes: OperatorChanges) -> None:
+        found = await changes.recovery.found()
+        ended = [shard for shard in found.silent if shard not in cluster.nodes]
+        await changes.recover(found.map.cluster_id, found.map.epoch, ended)
 
     while cluster.view.map is None:
         await asyncio.sleep(rng.uniform(0.3, 2.0))
         await _ask(cluster, recover)
 
 
-async def _ask(cluster: Cluster, change: Callable[[ClusterService], Awaitable[object]]) -> None:
+async def _ask(cluster: Cluster, change: Callable[[OperatorChanges], Awaitable[object]]) -> None:
     controller = cluster.controller
-    service = controller.service
-    if service is None:
+    if controller.parts is None:
         return
+    changes = controller.parts.changes
 
     async def run() -> None:
         try:
-            await change(service)
+            await change(changes)
         except KvError as error:
             cluster.loop.note(f"refused: {error.detail}")
 

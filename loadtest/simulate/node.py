@@ -39,7 +39,7 @@ from kvstore.storage.record import newest_map
 from kvstore.storage.replay import replay
 from kvstore.store.copy_file import check_readable, make_copy, open_copy
 from kvstore.store.copy_place import CopyFiles, as_copy_again, times_of
-from kvstore.store.damaged_files import Salvaged, salvaged_by, set_damaged_aside
+from kvstore.store.damaged_files import Salvaged, finish_setting_aside, salvaged_by, set_damaged_aside
 from kvstore.store.opening import Opened, ToldNumber, store_path
 from kvstore.transport.channel import Connection
 from kvstore.transport.sessions import PARAMETER, ClusterSession
@@ -79,6 +79,7 @@ class SimulatedFolder:
         with suppress(DataCorrupt):
             identity = read_identity(self._disk, FOLDER, path.stem)
             if identity is not None and identity.filling:
+                finish_setting_aside(self._disk, FOLDER, path.stem)
                 return await self._open_copy(shard_id, partitions)
         engine = self.engines.get(path)
         if engine is None:

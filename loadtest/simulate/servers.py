@@ -18,11 +18,11 @@ from typing import Any
 import msgspec
 
 from kvstore.config import ClusterConfig, Limits, ShardConfig
-from kvstore.controller.copy_keeper import CopyKeeper, check_beat
+from kvstore.controller.copy_keeper import check_beat
 from kvstore.controller.document import ClusterDocument
 from kvstore.controller.map_store.interface import Told
 from kvstore.controller.membership import Announcement
-from kvstore.controller.parts import assemble
+from kvstore.controller.parts import Parts, assemble
 from kvstore.controller.service import ClusterService, Waiting
 from kvstore.controller.shards import ShardClients
 from kvstore.errors import KvError
@@ -210,8 +210,7 @@ class ControllerServer(Server):
             routers=[], controllers=[], shards=[ShardConfig(id=each, listen="127.0.0.1:0") for each in first],
             partitions=PARTITIONS, limits=limits, replicas=replicas,
         )  # fmt: skip
-        self.service: ClusterService | None = None
-        self.keeper: CopyKeeper | None = None
+        self.parts: Parts | None = None
 
     async def run(self, process: Process) -> None:
         store = SimulatedMapStore(self.register, self.rng)
@@ -220,16 +219,16 @@ class ControllerServer(Server):
         self.headers = {HEADER: cluster.id}
         shards = ShardClients(self.limits, self.session(process), cluster)  # type: ignore[arg-type]
         parts = assemble(document, self.config, shards, cluster.id, self.environment)
-        self.service, self.keeper = parts.service, parts.keeper
+        self.parts = parts
         await asyncio.gather(*parts.works(), parts.service.watch_if_behind())
 
     def on_death(self) -> None:
-        self.service = self.keeper = None
+        self.parts = None
 
     async def answer(self, question: Question) -> tuple[int, bytes]:
-        service, keeper = self.service, self.keeper
-        if service is None or keeper is None:
+        if self.parts is None:
             return 503, b"{}"
+        service, keeper = self.parts.service, self.parts.keeper
         if question.path == "/healthz":
             return 200, b"{}"
         if question.path == "/v1/map":

@@ -4,16 +4,17 @@ Owns: zipfian, latest and uniform choice, and names for keys.
 Promises: pure; the same generator of random numbers, the same keys. Keys that are added later are chosen, too.
 Leaves to others: what is done to a key (ycsb).
 
-The zipfian generator is that of Gray et al., "Quickly generating billion-record synthetic databases" (SIGMOD 1994), as
-in YCSB (Cooper et al., "Benchmarking cloud serving systems with YCSB", SoCC 2010): rank i of n is chosen with
-probability 1 / (i + 1)^theta / zeta(n, theta), exactly for the first two ranks and closely for all others, in constant
-time. It is scrambled by the names: a key's name is a hash of its number, so hot keys lie anywhere among the others.
+As in YCSB (Cooper et al., "Benchmarking cloud serving systems with YCSB", SoCC 2010), rank i of n is chosen with
+probability 1 / (i + 1)^theta / zeta(n, theta), and scrambled by the names: a key's name is a hash of its number, so hot
+keys lie anywhere among the others.
 """
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import random
+from array import array
 from collections.abc import Callable
 
 THETA = 0.99
@@ -29,31 +30,20 @@ class Zipfian:
         if count < 2:
             raise ValueError(f"{count} keys: choose among two at least")
         self._theta = theta
-        self._alpha = 1 / (1 - theta)
-        self._zeta_2 = 1 + 0.5**theta
-        self._count = 0
-        self._zeta = 0.0
-        self._eta = 0.0
+        self._sums = array("d", [1.0])  # of the weights of all ranks up to each one
         self.grow(count)
 
     def grow(self, count: int) -> None:
         """Choose among that many from now on: more, never fewer. It takes as long as there are new ones."""
-        self._zeta += sum(1 / float(rank) ** self._theta for rank in range(self._count + 1, count + 1))
-        self._count = count
-        self._eta = (1 - (2 / count) ** (1 - self._theta)) / (1 - self._zeta_2 / self._zeta) if count > 2 else 0.0
+        for rank in range(len(self._sums), count):
+            self._sums.append(self._sums[-1] + float(rank + 1) ** -self._theta)
 
     def next(self, rng: random.Random) -> int:
-        part = rng.random()
-        scaled = part * self._zeta
-        if scaled < 1:
-            return 0
-        if scaled < self._zeta_2 or self._count == 2:
-            return 1
-        return min(int(self._count * (self._eta * part - self._eta + 1) ** self._alpha), self._count - 1)
+        return bisect.bisect_right(self._sums, rng.random() * self._sums[-1], hi=len(self._sums) - 1)
 
     def probability(self, rank: int) -> float:
         """What the law says."""
-        return float((rank + 1) ** -self._theta / self._zeta)
+        return float((rank + 1) ** -self._theta / self._sums[-1])
 
 
 class Keys:

@@ -21,6 +21,7 @@ import aiohttp
 import msgspec
 import pytest
 import pytest_asyncio
+from psutil import Process
 
 from kvstore.placement.cluster_map import ClusterMap
 from kvstore.placement.ring import partition_of
@@ -33,7 +34,7 @@ from loadtest.cluster import changes
 from loadtest.cluster.armed import ArmedCluster
 from loadtest.cluster.changes import Change
 from loadtest.cluster.local import REPOSITORY
-from loadtest.cluster.processes import Pid, free_ports, wait_gone
+from loadtest.cluster.processes import free_ports, wait_gone
 from loadtest.drivers.aio import session
 from loadtest.histories.verdict import judge
 from tests.cluster import actions
@@ -75,12 +76,32 @@ class Scene:
     async def change(self, *wanted: Change) -> None:
         """Ask for all of them, the first one first, without waiting for anything."""
         for change in wanted:
-            await changes.ask(self.wire, change)
+            await self._ask(change)
             self.members = change.after(self.members)
+
+    async def _ask(self, change: Change) -> None:
+        """Until it is known to be taken down: a call that was perhaps heard is refused when it is repeated."""
+        deadline_s, was_sent = time.monotonic() + 30.0, False
+        while (reply := await self.wire.ask(*change.request)).status != 202:
+            if was_sent and reply.status == {"add": 409, "remove": 404}.get(change.verb):
+                return
+            assert reply.status != 404, reply.words
+            assert time.monotonic() < deadline_s, f"{change} was answered {reply.words}"
+            was_sent = was_sent or reply.outcome == "unknown"
+            await asyncio.sleep(0.05)
 
     async def until_settled(self) -> dict[str, Any]:
         """The members are those that were asked for, and nothing moves: /v1/cluster then."""
-        return await changes.until_settled(self.wire, self.members)
+        document: dict[str, Any] = {}
+
+        async def is_settled() -> bool:
+            nonlocal document
+            document = await changes.cluster(self.wire)
+            shards = {each["id"]: each["weight"] for each in document.get("shards", []) if each["state"] == "up"}
+            return document.get("moves") == document.get("ending") == [] and shards == self.members
+
+        await self.until(is_settled, "all changes end", timeout_s=40.0)
+        return document
 
     async def moves(self) -> list[dict[str, Any]]:
         """`moves` of GET /v1/cluster."""
@@ -130,7 +151,7 @@ class Scene:
         assert found
         return found
 
-    async def until_still(self, process: Pid) -> None:
+    async def until_still(self, process: Process) -> None:
         async def is_still() -> bool:
             return self.cluster.stands_still(process)
 

@@ -33,7 +33,6 @@ VALUES = {"NamedTuple", "Struct", "msgspec.Struct", "Message"}
 MAY_BE_LARGE = {"kvstore/client/client.py: Client"}  # one method for each call of the API: what its users look for
 LARGER = {
     "kvstore/controller/mover.py: Mover",
-    "kvstore/controller/service.py: ClusterService",
     "kvstore/replication/copy.py: StoreCopy",
     "kvstore/replication/copy_link.py: CopyLink",
     "kvstore/replication/sender.py: Sender",

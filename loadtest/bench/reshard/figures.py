@@ -2,7 +2,7 @@
 
 Owns: percentiles of the foreground load, what moved against the least that had to, medians, ratios, aims, the table.
 Promises: pure. A ratio is the median of the ratios within each round (both runs shortly one after the other).
-Leaves to others: the runs (systems.py), the order of things (__main__.py).
+Leaves to others: the runs (systems.py), the order of things (loadtest/reshard.py).
 """
 
 from __future__ import annotations

@@ -18,6 +18,8 @@ from kvstore.controller.document import ClusterDocument
 from kvstore.controller.map_store.interface import MapStore, Stored
 from kvstore.controller.map_store.sqlite import open_sqlite
 from kvstore.controller.membership import Announcement, ClusterState, FirstMembers, check, decide, differences
+from kvstore.controller.planning import Planner
+from kvstore.controller.recovery import Recovery
 from kvstore.controller.service import ClusterService, Waiting
 from kvstore.controller.shards import ShardClients
 from kvstore.errors import BadBody, Conflict, ControllerBehind, ForeignData, Unavailable
@@ -175,7 +177,11 @@ async def serve() -> AsyncIterator[Serve]:
         shards = ShardClients(CONFIG.limits, session)
 
         def make(store: MapStore, config: ClusterConfig) -> ClusterService:
-            return ClusterService(ClusterDocument(store, config.limits.map_write_tries_max), config, shards)
+            document = ClusterDocument(store, config.limits.map_write_tries_max)
+            recovery = Recovery(document, shards)
+            return ClusterService(
+                document, Planner(document, recovery, shards, config.limits), recovery, config, shards
+            )
 
         yield make
         await shards.close()

@@ -68,21 +68,21 @@ async def test_nothing_is_opened_before_every_other_shard_follows_the_strike(
         far["s2"].gates["follow"].clear()
         reopener.tell(1000)
         with pytest.raises(ChangeRefused, match="confirm=s3"):
-            await controller.service.give_up("s3", None)
-        answer = await controller.service.give_up("s3", "s3")
+            await controller.changes.give_up("s3", None)
+        answer = await controller.changes.give_up("s3", "s3")
         assert (answer["epoch"], answer["partitions"]) == (before.epoch + 1, len(before.owned_by("s3")))
         await until(lambda: before.epoch + 1 in far["s1"].followed)
         await asyncio.sleep(0.1)
         assert [strike.opened for strike in (await controller.map()).strikes] == [0]
-        for change in (controller.service.cancel(), controller.service.replan(), controller.service.remove("s2")):
+        for change in (controller.changes.cancel(), controller.changes.replan(), controller.changes.remove("s2")):
             with pytest.raises(ChangeRefused, match="is being given up"):
                 await change
         far["s2"].gates["follow"].set()
         after = await opened(controller)
         assert [member.id for member in after.shards] == ["s1", "s2"]
         assert after.strikes[0].clock == 1000 + CLOCK_STEP
-        assert (await controller.service.state()).clock == after.strikes[0].clock
-        await controller.service.replan()
+        assert (await controller.document.read()).clock == after.strikes[0].clock
+        await controller.changes.replan()
 
 
 async def test_the_confirmation_lists_the_transactions_whose_first_key_is_lost(
@@ -94,17 +94,17 @@ async def test_the_confirmation_lists_the_transactions_whose_first_key_is_lost(
         for owner in ("s3", "s2")
     )
     async with controlled(store) as controller:
-        await controller.service.replan()
+        await controller.changes.replan()
         await far["s3"].kill()
         far["s1"].attempts = [{"id": "1-a", "anchor": theirs}, {"id": "2-b", "anchor": other}]
         far["s2"].attempts = [{"id": "1-a", "anchor": theirs}]
         lost = [{"id": "1-a", "anchor": theirs}]
         with pytest.raises(ChangeRefused, match="1 undecided transactions") as refused:
-            await controller.service.give_up("s3", None)
+            await controller.changes.give_up("s3", None)
         for word in ("Idempotency-Keys", "locks end early", "set aside", "If its process may still run, end it first"):
             assert word in refused.value.detail
         assert refused.value.members["transactions"] == lost
-        assert (await controller.service.give_up("s3", "s3"))["transactions"] == lost
+        assert (await controller.changes.give_up("s3", "s3"))["transactions"] == lost
 
 
 async def test_a_controller_that_died_between_the_two_maps_opens_after_its_start(
@@ -112,7 +112,7 @@ async def test_a_controller_that_died_between_the_two_maps_opens_after_its_start
 ) -> None:
     await form(store, far, "s1", "s2", "s3")
     async with controlled(store) as controller:
-        await controller.service.give_up("s3", "s3")
+        await controller.changes.give_up("s3", "s3")
         assert not (await controller.map()).strikes[0].opened
     async with controlled(store) as controller, reopening(controller):
         assert (await opened(controller)).strikes[0].opened
@@ -125,10 +125,10 @@ async def test_the_clock_that_was_told_long_ago_is_known_after_a_restart(
     async with controlled(store) as controller, reopening(controller) as reopener:
         reopener.tell(1 << 40)
         async with asyncio.timeout(30):
-            while (await controller.service.state()).clock < 1 << 40:
+            while (await controller.document.read()).clock < 1 << 40:
                 await asyncio.sleep(0.005)
     async with controlled(store) as controller, reopening(controller):
-        await controller.service.give_up("s3", "s3")
+        await controller.changes.give_up("s3", "s3")
         assert (await opened(controller)).strikes[0].clock == (1 << 40) + CLOCK_STEP
 
 
@@ -137,7 +137,7 @@ async def test_the_file_of_a_shard_that_was_given_up_is_refused_under_any_name(
 ) -> None:
     await form(store, far, "s1", "s2", "s3")
     async with controlled(store) as controller, reopening(controller):
-        await controller.service.give_up("s3", "s3")
+        await controller.changes.give_up("s3", "s3")
         state = ClusterState(map=await opened(controller))
     lost = far["s3"].store_id
     for name in ("s3", "s7"):
@@ -151,6 +151,6 @@ async def test_the_last_shard_and_who_is_none_cannot_be_given_up(store: MapStore
     await form(store, far, "s1")
     async with controlled(store) as controller:
         with pytest.raises(ChangeRefused, match="last one"):
-            await controller.service.give_up("s1", "s1")
+            await controller.changes.give_up("s1", "s1")
         with pytest.raises(NotFound):
-            await controller.service.give_up("s9", "s9")
+            await controller.changes.give_up("s9", "s9")

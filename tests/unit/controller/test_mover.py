@@ -19,10 +19,14 @@ from kvstore.controller.change_views import ChangeViews
 from kvstore.controller.closer import ChangeCloser
 from kvstore.controller.document import ClusterDocument
 from kvstore.controller.given_up import Retirer, retiring
+from kvstore.controller.launches import Launches
 from kvstore.controller.map_store.interface import MapStore, Stored
 from kvstore.controller.map_store.sqlite import SqliteMapStore, open_sqlite
 from kvstore.controller.membership import Announcement, ClusterState
 from kvstore.controller.mover import Mover, _Try, new_move_id
+from kvstore.controller.operator_changes import OperatorChanges
+from kvstore.controller.planning import Planner
+from kvstore.controller.recovery import Recovery
 from kvstore.controller.service import ClusterService
 from kvstore.controller.shards import ShardClients
 from kvstore.errors import Unavailable
@@ -65,13 +69,14 @@ class Controller:
         self.document = ClusterDocument(store, limits.map_write_tries_max)
         self.shards = ShardClients(limits, session)
         self.mover = Mover(self.document, self.shards, limits)
-        self.service = ClusterService(
-            self.document,
-            msgspec.structs.replace(default_config(), partitions=PARTITIONS, replicas=1, limits=limits),
-            self.shards,
-        )
-        self.views = Documents(self.service, self.mover, lambda: "")
-        closer = ChangeCloser(self.document, self.mover, self.service.may_run, limits)
+        config = msgspec.structs.replace(default_config(), partitions=PARTITIONS, replicas=1, limits=limits)
+        recovery = Recovery(self.document, self.shards)
+        planner = Planner(self.document, recovery, self.shards, limits)
+        self.service = ClusterService(self.document, planner, recovery, config, self.shards)
+        self.launches = Launches(self.document, recovery, limits)
+        self.changes = OperatorChanges(self.document, planner, recovery, self.launches, self.shards, limits)
+        self.views = Documents(self.document, self.mover, self.launches, lambda: "")
+        closer = ChangeCloser(self.document, self.mover, self.launches.may_run, limits)
         self.running = [asyncio.create_task(self.mover.run()), asyncio.create_task(closer.run())]
 
     async def map(self) -> ClusterMap:
@@ -154,7 +159,7 @@ def states(cluster_map: ClusterMap) -> dict[str, str]:
 
 
 async def test_a_shard_that_is_added_gets_its_share_and_is_up(controller: Controller, far: dict[str, FarShard]) -> None:
-    asked = await controller.service.add("s4", far["s4"].url, 1)
+    asked = await controller.changes.add("s4", far["s4"].url, 1)
     assert (asked.id, asked.state) == ("s4", "joining")
     done = await controller.settled()
     assert loads(done) == {"s1": 16, "s2": 16, "s3": 16, "s4": 16}
@@ -166,7 +171,7 @@ async def test_a_shard_that_is_added_gets_its_share_and_is_up(controller: Contro
 async def test_a_shard_that_is_removed_gives_all_away_and_is_no_member(
     controller: Controller, far: dict[str, FarShard]
 ) -> None:
-    assert (await controller.service.remove("s2")).state == "leaving"
+    assert (await controller.changes.remove("s2")).state == "leaving"
     done = await controller.settled()
     assert loads(done) == {"s1": 32, "s3": 32}
 
@@ -175,7 +180,7 @@ async def test_source_and_destination_follow_the_map_of_the_move_before_it_begin
     controller: Controller, far: dict[str, FarShard]
 ) -> None:
     far["s2"].gates["follow"].clear()
-    await controller.service.add("s4", far["s4"].url, 1)
+    await controller.changes.add("s4", far["s4"].url, 1)
     async with asyncio.timeout(WAIT_S):
         while {move.source for move in (await controller.map()).moves} != {"s2"}:
             await asyncio.sleep(0.005)
@@ -192,8 +197,8 @@ async def test_no_more_moves_are_at_work_than_allowed_and_one_of_each_pair(
     for name in ("s4", "s5"):
         far[name].gates["copy"].clear()
     async with controlled(store, moves_at_once_max=3, move_group_keys_max=60) as controller:
-        await controller.service.add("s4", far["s4"].url, 1)
-        await controller.service.add("s5", far["s5"].url, 1)
+        await controller.changes.add("s4", far["s4"].url, 1)
+        await controller.changes.add("s5", far["s5"].url, 1)
         await until(lambda: len(far["s4"].begun) + len(far["s5"].begun) >= 3)
         at_work: list[tuple[str, str]] = []
         async with asyncio.timeout(60):
@@ -215,7 +220,7 @@ async def test_no_more_moves_of_a_shard_are_at_work_than_allowed(
     await form(store, far, "s1", "s2", "s3")
     far["s4"].gates["copy"].clear()
     async with controlled(store, moves_of_shard_max=2) as controller:
-        await controller.service.add("s4", far["s4"].url, 1)
+        await controller.changes.add("s4", far["s4"].url, 1)
         await until(lambda: len(far["s4"].begun) == 2)
         await asyncio.sleep(0.1)
         assert len(far["s4"].begun) == 2
@@ -226,8 +231,8 @@ async def test_no_more_moves_of_a_shard_are_at_work_than_allowed(
 async def test_two_adds_and_a_remove_at_the_same_time_end_well(
     controller: Controller, far: dict[str, FarShard]
 ) -> None:
-    service = controller.service
-    await asyncio.gather(service.add("s4", far["s4"].url, 1), service.remove("s1"), service.add("s5", far["s5"].url, 2))
+    changes = controller.changes
+    await asyncio.gather(changes.add("s4", far["s4"].url, 1), changes.remove("s1"), changes.add("s5", far["s5"].url, 2))
     done = await controller.settled()
     assert set(states(done).values()) == {"up"}
     assert sorted(done.shard(name).weight for name in ("s2", "s3", "s4", "s5")) == [1, 1, 1, 2]  # type: ignore[union-attr]
@@ -236,7 +241,7 @@ async def test_two_adds_and_a_remove_at_the_same_time_end_well(
 
 
 async def test_a_new_weight_moves_what_it_asks_for(controller: Controller, far: dict[str, FarShard]) -> None:
-    assert (await controller.service.reweigh("s3", 2)).state == "up"
+    assert (await controller.changes.reweigh("s3", 2)).state == "up"
     assert loads(await controller.settled()) == {"s1": 16, "s2": 16, "s3": 32}
 
 
@@ -245,7 +250,7 @@ async def test_progress_is_reported_while_it_goes_on_and_summed_up_after(
 ) -> None:
     assert await controller.views.all() == []
     far["s4"].gates["freeze"].clear()
-    added = await controller.service.add("s4", far["s4"].url, 1)
+    added = await controller.changes.add("s4", far["s4"].url, 1)
     await until(lambda: any(step == "freeze" for _, step in far["s4"].seen))
     await asyncio.sleep(0.02)
     frozen = [move for move in await controller.moves() if move["step"] == "freeze"]
@@ -264,7 +269,7 @@ async def test_progress_is_reported_while_it_goes_on_and_summed_up_after(
     assert done["groups_done"] >= 3
     assert 0 < done["write_pause_ms_p99"] <= done["write_pause_ms_max"] < 10_000
     assert done["seconds"] > 0
-    removed = await controller.service.remove("s4")
+    removed = await controller.changes.remove("s4")
     assert (await controller.ended(removed.change))["partitions_done"] == 16
     assert await controller.views.one(added.change) == done, "what ended stays as it is"
 
@@ -276,7 +281,7 @@ async def test_a_move_that_fails_begins_again_under_another_id(
     controller: Controller, far: dict[str, FarShard]
 ) -> None:
     far["s4"].fails = 3
-    await controller.service.add("s4", far["s4"].url, 1)
+    await controller.changes.add("s4", far["s4"].url, 1)
     done = await controller.settled()
     assert loads(done)["s4"] == 16
     assert controller.mover.record.stats.voided == 3
@@ -292,7 +297,7 @@ async def test_a_move_that_fails_again_and_again_is_tried_ever_more_slowly(
     await form(store, far, "s1", "s2", "s3")
     far["s4"].fails = 1000
     async with controlled(store, reconnect_wait_s_max=0.4) as controller:
-        await controller.service.add("s4", far["s4"].url, 1)
+        await controller.changes.add("s4", far["s4"].url, 1)
         loop = asyncio.get_running_loop()
         stats, began_s, is_told = controller.mover.record.stats, loop.time(), False
         while loop.time() < began_s + 1.5 or stats.voided < 3 or not is_told:
@@ -311,7 +316,7 @@ async def test_a_freeze_that_lasts_too_long_ends_and_the_move_begins_again(
     await form(store, far, "s1", "s2", "s3")
     far["s4"].gates["freeze"].clear()
     async with controlled(store, move_freeze_timeout_s=0.3) as controller:
-        await controller.service.add("s4", far["s4"].url, 1)
+        await controller.changes.add("s4", far["s4"].url, 1)
         await until(lambda: far["s1"].freezes)
         frozen = set(far["s1"].freezes)
         await until(lambda: not frozen & far["s1"].freezes)
@@ -325,7 +330,7 @@ async def test_a_move_whose_source_or_destination_has_another_primary_by_then_be
     controller: Controller, far: dict[str, FarShard], replaced: str
 ) -> None:
     far["s4"].gates["freeze"].clear()
-    await controller.service.add("s4", far["s4"].url, 1)
+    await controller.changes.add("s4", far["s4"].url, 1)
     await until(lambda: far["s1"].freezes)
 
     def in_new_term(state: ClusterState) -> ClusterState:
@@ -356,7 +361,7 @@ async def test_a_destination_waits_for_its_copies_before_keys_are_its_own(
         return msgspec.structs.replace(state, map=cluster_map)
 
     await controller.document.change(partial(with_copies, ["s1", "s3"]))
-    await controller.service.add("s4", far["s4"].url, 1)
+    await controller.changes.add("s4", far["s4"].url, 1)
     while not any("copies of shard s4" in move["detail"] for move in await controller.moves()):
         await asyncio.sleep(0.01)
     assert loads(await controller.map())["s4"] < 16
@@ -367,7 +372,7 @@ async def test_a_destination_waits_for_its_copies_before_keys_are_its_own(
 async def test_while_too_many_nodes_are_silent_nothing_moves(controller: Controller, far: dict[str, FarShard]) -> None:
     held = True
     controller.mover.holds_still = lambda cluster_map: held
-    await controller.service.add("s4", far["s4"].url, 1)
+    await controller.changes.add("s4", far["s4"].url, 1)
     async with asyncio.timeout(WAIT_S):
         while not any("too many nodes are silent" in move["detail"] for move in await controller.moves()):
             await asyncio.sleep(0.01)
@@ -383,7 +388,7 @@ async def test_a_move_that_is_done_when_too_many_fall_silent_is_not_committed(
     held = False
     controller.mover.holds_still = lambda cluster_map: held
     far["s4"].gates["freeze"].clear()
-    await controller.service.add("s4", far["s4"].url, 1)
+    await controller.changes.add("s4", far["s4"].url, 1)
     await until(lambda: far["s4"].freezes or any(shard.freezes for shard in far.values()) or far["s4"].received)
     held = True
     far["s4"].gates["freeze"].set()
@@ -404,7 +409,7 @@ async def test_the_shard_of_a_node_that_was_given_up_leaves_and_its_partitions_a
         changed = msgspec.structs.replace(state.map, epoch=state.map.epoch + 1, nodes=nodes, shards=shards)
         return msgspec.structs.replace(state, map=changed)
 
-    retirer = Retirer(controller.document, controller.service.remove)
+    retirer = Retirer(controller.document, controller.changes.remove)
     controller.running.append(asyncio.create_task(retirer.run()))
     await asyncio.sleep(0.05)
     assert states(await controller.map()) == dict.fromkeys(("s1", "s2", "s3"), "up")
@@ -414,7 +419,7 @@ async def test_the_shard_of_a_node_that_was_given_up_leaves_and_its_partitions_a
             await asyncio.sleep(0.01)
     asked = [change for change in (await controller.document.read()).changes if change.kind == "remove"]
     assert [change.shard for change in asked] == ["s1"]
-    await controller.service.cancel()
+    await controller.changes.cancel()
     await asyncio.sleep(0.05)
     assert states(await controller.map())["s1"] == "up"  # a person wants it so
 
@@ -438,7 +443,7 @@ async def test_a_destination_that_says_nothing_is_taken_to_have_frozen_its_parti
     await form(store, far, "s1", "s2", "s3")
     monkeypatch.setattr(far["s4"], "_receive", silence)
     async with controlled(store, move_freeze_timeout_s=0.3) as controller:
-        await controller.service.add("s4", far["s4"].url, 1)
+        await controller.changes.add("s4", far["s4"].url, 1)
         before = {move.id for move in (await controller.map()).moves}
         await until(lambda: controller.mover.record.stats.voided >= 3)
         assert len({move.id for move in (await controller.map()).moves} - before) >= 3
@@ -451,7 +456,7 @@ async def test_a_lost_connection_voids_what_may_be_frozen(
     controller: Controller, far: dict[str, FarShard], step: str
 ) -> None:
     far["s4"].gates[step].clear()
-    await controller.service.add("s4", far["s4"].url, 1)
+    await controller.changes.add("s4", far["s4"].url, 1)
     await until(lambda: step in far["s4"].begun.values())
     lost = {move_id for move_id, at in far["s4"].begun.items() if at == step}
     far["s4"].hang_up()
@@ -467,7 +472,7 @@ async def test_a_shard_that_has_forgotten_the_map_is_told_again_and_nothing_is_v
     controller: Controller, far: dict[str, FarShard]
 ) -> None:
     far["s4"].forgets_maps = 2
-    await controller.service.add("s4", far["s4"].url, 1)
+    await controller.changes.add("s4", far["s4"].url, 1)
     assert loads(await controller.settled())["s4"] == 16
     assert controller.mover.record.stats.voided == 0
 
@@ -477,7 +482,7 @@ async def test_a_shard_that_has_forgotten_the_map_is_told_again_and_nothing_is_v
 
 async def test_a_dead_source_is_waited_for_while_others_go_on(controller: Controller, far: dict[str, FarShard]) -> None:
     await far["s2"].kill()
-    await controller.service.add("s4", far["s4"].url, 1)
+    await controller.changes.add("s4", far["s4"].url, 1)
     async with asyncio.timeout(WAIT_S):
         while {move["from"] for move in await controller.moves()} != {"s2"}:
             await asyncio.sleep(0.01)
@@ -494,7 +499,7 @@ async def test_dead_shards_take_no_place_among_those_at_work(store: SqliteMapSto
     await far["s1"].kill()
     await far["s2"].kill()
     async with controlled(store, moves_at_once_max=1) as controller:
-        await controller.service.add("s4", far["s4"].url, 1)
+        await controller.changes.add("s4", far["s4"].url, 1)
         async with asyncio.timeout(WAIT_S):
             while {move["from"] for move in await controller.moves()} != {"s1", "s2"}:
                 await asyncio.sleep(0.01)
@@ -503,7 +508,7 @@ async def test_dead_shards_take_no_place_among_those_at_work(store: SqliteMapSto
 async def test_a_destination_killed_in_each_step_does_not_stop_the_move(
     controller: Controller, far: dict[str, FarShard]
 ) -> None:
-    await controller.service.add("s4", far["s4"].url, 1)
+    await controller.changes.add("s4", far["s4"].url, 1)
     for step in ("copy", "tail", "freeze"):
         far["s4"].gates[step].clear()
         await until(lambda step=step: step in far["s4"].begun.values())
@@ -522,7 +527,7 @@ async def test_a_destination_that_waits_for_its_source_for_long_makes_room(
     far["s4"].waits_for_source = True
     far["s4"].gates["copy"].clear()
     async with controlled(store, moves_at_once_max=1, request_timeout_s=0.3) as controller:
-        await controller.service.add("s4", far["s4"].url, 1)
+        await controller.changes.add("s4", far["s4"].url, 1)
         await until(lambda: controller.mover.record.stats.voided >= 2)
         async with asyncio.timeout(WAIT_S):
             while not any("waiting for the source" in move["detail"] for move in await controller.moves()):
@@ -541,7 +546,7 @@ async def test_a_controller_that_starts_gives_all_moves_new_ids_before_anything_
     await form(store, far, "s1", "s2", "s3")
     far["s4"].gates[step].clear()
     async with controlled(store) as controller:
-        await controller.service.add("s4", far["s4"].url, 1)
+        await controller.changes.add("s4", far["s4"].url, 1)
         await until(lambda: step in far["s4"].begun.values())
         old = {move.id for move in (await controller.map()).moves}
     received = len(far["s4"].received)
@@ -606,7 +611,7 @@ async def test_swaps_that_fail_or_are_overtaken_or_untold_change_nothing_in_the_
     far["s4"].gates["freeze"].clear()
     far["s4"].fails = 1
     async with controlled(troubled) as controller:
-        added = await controller.service.add("s4", far["s4"].url, 1)
+        added = await controller.changes.add("s4", far["s4"].url, 1)
         await until(lambda: any(shard.freezes for shard in far.values()))
         setattr(troubled, trouble, 12)
         far["s4"].gates["freeze"].set()
@@ -623,7 +628,7 @@ async def test_a_change_whose_swap_was_untold_is_answered_as_done(
     async with controlled(troubled) as controller:
         await until(lambda: controller.mover._map is not None)
         troubled.untold = 1
-        assert (await controller.service.add("s4", far["s4"].url, 1)).state == "joining"
+        assert (await controller.changes.add("s4", far["s4"].url, 1)).state == "joining"
         assert loads(await controller.settled())["s4"] == 16
 
 
@@ -646,7 +651,7 @@ async def test_a_store_that_cannot_be_read_for_a_while_is_waited_for(
             return await store.watch(revision)
 
     async with controlled(Unreadable(store)) as controller:
-        await controller.service.add("s4", far["s4"].url, 1)
+        await controller.changes.add("s4", far["s4"].url, 1)
         assert loads(await controller.settled())["s4"] == 16
 
 
@@ -658,9 +663,9 @@ async def test_cancelling_ends_the_moves_under_way_and_their_freezes(
 ) -> None:
     before = await controller.map()
     far["s4"].gates["freeze"].clear()
-    await controller.service.add("s4", far["s4"].url, 1)
+    await controller.changes.add("s4", far["s4"].url, 1)
     await until(lambda: far["s1"].freezes)
-    after = (await controller.service.cancel()).map
+    after = (await controller.changes.cancel()).map
     assert (after.shards, after.owners, after.moves) == (before.shards, before.owners, [])
     await until(lambda: not any(shard.freezes for shard in far.values()))
     assert await controller.settled() == after
@@ -690,11 +695,11 @@ async def test_what_was_done_but_cancelled_before_its_commit_is_not_committed(
             await go_on.wait()
         return await change(decide)
 
-    await controller.service.add("s4", far["s4"].url, 1)
+    await controller.changes.add("s4", far["s4"].url, 1)
     monkeypatch.setattr(controller.document, "change", slow_change)
     await asyncio.wait_for(asked.wait(), WAIT_S)
     monkeypatch.undo()
-    stopped = (await controller.service.cancel()).map
+    stopped = (await controller.changes.cancel()).map
     assert stopped.moves == []
     go_on.set()
     done = await controller.settled()
@@ -718,10 +723,10 @@ async def test_after_a_cancel_the_rest_is_planned_again_when_asked_for(
 ) -> None:
     far["s4"].gates["copy"].clear()
     far["s4"].keys = 0
-    await controller.service.reweigh("s1", 2)
-    stopped = (await controller.service.cancel()).map
+    await controller.changes.reweigh("s1", 2)
+    stopped = (await controller.changes.cancel()).map
     assert stopped.moves == []
-    planned = (await controller.service.replan()).map
+    planned = (await controller.changes.replan()).map
     assert planned.moves or loads(planned)["s1"] == 32
     assert loads(await controller.settled())["s1"] == 32
 
@@ -730,9 +735,9 @@ async def test_removing_a_shard_that_is_still_joining_brings_everything_back(
     controller: Controller, far: dict[str, FarShard]
 ) -> None:
     before = await controller.map()
-    await controller.service.add("s4", far["s4"].url, 1)
+    await controller.changes.add("s4", far["s4"].url, 1)
     await until(lambda: controller.mover.record.stats.groups >= 2)
-    await controller.service.remove("s4")
+    await controller.changes.remove("s4")
     done = await controller.settled()
     assert loads(done) == loads(before)
     assert "s4" not in states(done)
@@ -742,7 +747,7 @@ async def test_a_member_that_moves_to_another_address_is_found_there(
     controller: Controller, far: dict[str, FarShard]
 ) -> None:
     far["s4"].gates["tail"].clear()
-    await controller.service.add("s4", far["s4"].url, 1)
+    await controller.changes.add("s4", far["s4"].url, 1)
     await until(lambda: "tail" in far["s4"].begun.values())
     await far["s4"].kill()
     far["s4"]._port = 0
@@ -755,7 +760,7 @@ async def test_a_member_that_moves_to_another_address_is_found_there(
 
 async def test_moves_are_counted_by_step(controller: Controller, far: dict[str, FarShard]) -> None:
     far["s4"].gates["copy"].clear()
-    await controller.service.add("s4", far["s4"].url, 1)
+    await controller.changes.add("s4", far["s4"].url, 1)
     await until(lambda: len(far["s4"].begun) == 3)
     await asyncio.sleep(0.05)
     cluster_map = await controller.map()

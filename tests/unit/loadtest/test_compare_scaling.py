@@ -7,7 +7,7 @@ import pytest
 from loadtest.bench import report
 from loadtest.bench.drive import Run, mean_size
 from loadtest.bench.report import SystemFacts, summarize
-from loadtest.bench.scaling import explain, growths, rows, sections, targets
+from loadtest.bench.scaling import growths, rows, sections, targets
 from loadtest.bench.systems import Batches, read_batches
 
 
@@ -75,7 +75,7 @@ def test_one_number_of_shards_is_no_growth() -> None:
     for shapes in (((4, 1),), ((4, 1), (4, 2))):
         runs = [run(f"kvstore-{shards}s-{routers}r", 100, 100) for shards, routers in shapes]
         assert growths(runs, facts(*shapes)) == []
-    assert sections([]) == targets([]) == explain([]) == []
+    assert sections([]) == targets([]) == []
 
 
 def test_ratios_are_those_of_the_same_round() -> None:
@@ -118,19 +118,9 @@ def test_other_numbers_of_shards_do_not_tell() -> None:
 # --- what the report says --------------------------------------------------------------------------------------------
 
 
-def test_a_sentence_says_where_the_time_goes_and_how_large_batches_are() -> None:
-    assert explain(growths(RUNS, facts((1, 1), (8, 1)))) == [
-        "put, 32 connections, 1 router: from 1 shard to 8 the rate is × 0.80 and CPU per operation × 1.60, +180 µs "
-        "(shard +170, router +10); operations in a batch: 20.0, then 2.5"
-    ]
-
-
 def test_what_does_not_write_has_no_batches_to_tell_of() -> None:
     runs = [run(f"kvstore-{shards}s-1r", 100, 100, work="get") for shards in (1, 8)]
     found = growths(runs, facts((1, 1), (8, 1)))
-    assert explain(found) == [
-        "get, 32 connections, 1 router: from 1 shard to 8 the rate is × 1.00 and CPU per operation × 1.00, +0 µs"
-    ]
     assert [row[-1] for row in rows(found).rows] == ["–", "–"]
 
 

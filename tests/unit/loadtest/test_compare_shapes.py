@@ -13,7 +13,8 @@ import pytest
 from aiohttp import web
 from click.testing import CliRunner
 
-from loadtest.bench import command, compare
+from loadtest import compare
+from loadtest.bench import command
 from loadtest.bench.data import make_data, placed
 from loadtest.bench.dialects import Kvstore
 from loadtest.bench.drive import Plan, Step, run_wrk

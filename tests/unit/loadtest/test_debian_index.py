@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from loadtest.tools import debian_index
-from loadtest.tools.debian_index import BadIndex, open_index, records, stanzas, to_line
+from loadtest import debian_index
+from loadtest.debian_index import BadIndex, open_index, records, stanzas, to_line
 
 HELLO = b"Package: hello\nVersion: 1:2.10-3~deb12\nArchitecture: amd64\nDescription: a greeting\n in two lines\n"
 TREE = b"Package: tree\nArchitecture: all\nVersion: 2.1\n"

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loadtest.histories.append import Anomaly, Kind, check
+from loadtest.histories.append import Kind, check
 from loadtest.histories.cycles import strongly_connected
+from loadtest.histories.findings import Violation
 from loadtest.histories.history import Lists, Outcome
 
 
@@ -180,7 +181,7 @@ def test_the_gravest_name_is_given_and_independent_knots_are_told_apart() -> Non
 
 def test_the_witness_names_the_transactions_the_edges_and_what_they_did() -> None:
     (found,) = check([txn(0, 9, x=1, y=1, client="anna"), txn(0, 9, ("x", [1]), ("y", []), client="ben")])
-    for text in ("G-single", "rw-> T0", "wr-> T1", "T1 (ben, 0.0000 to 9.0000): read x [1], read y []", "[1] to y"):
+    for text in ("G-single", "rw-> T0", "wr-> T1", "T1 [ben, 0.0000 to 9.0000]: read x [1], read y []", "[1] to y"):
         assert text in str(found)
 
 
@@ -288,4 +289,4 @@ def test_a_chain_of_a_hundred_thousand_does_not_overflow_the_stack() -> None:
 
 
 def test_an_anomaly_reads_as_a_sentence() -> None:
-    assert str(Anomaly(Kind.LOST, "it is gone")) == "lost append: it is gone"
+    assert str(Violation(Kind.LOST, "it is gone")) == "lost append: it is gone"

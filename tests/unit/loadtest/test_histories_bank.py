@@ -219,7 +219,7 @@ def test_one_fault_in_many_reads_is_told_a_few_times_only() -> None:
 
 def test_a_violation_names_the_transfer_and_when_it_was() -> None:
     found = "; ".join(map(str, check(OPENING, [ONE], AFTER_ONE, {})))
-    assert "lost transfer: transfer m01-10 (0 to 1: 10) [0.0000 to 1.0000] was acknowledged" in found
+    assert "lost transfer: transfer m01-10 (0 to 1: 10) [c, 0.0000 to 1.0000] was acknowledged" in found
 
 
 # --- books of an honest bank -------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from loadtest.bench.peak import Phase, render, summarize
+from loadtest.peak import Phase, render, summarize
 
 
 def report(p99_after_ms: float, failures: dict[str, int]) -> dict[str, Any]:

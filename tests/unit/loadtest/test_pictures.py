@@ -6,7 +6,7 @@ import xml.etree.ElementTree
 
 import pytest
 
-from loadtest.tools.pictures import FOLDER, pictures
+from loadtest.pictures import FOLDER, pictures
 
 
 def test_the_committed_pictures_are_those_that_the_code_draws() -> None:

@@ -23,7 +23,7 @@ from loadtest.bench.reshard.figures import (
     summarize,
 )
 from loadtest.bench.reshard.foreground import Foreground
-from loadtest.bench.reshard.run import LOADS
+from loadtest.reshard import LOADS
 
 
 def growth(keys_per_s: float, **more: Any) -> Growth:

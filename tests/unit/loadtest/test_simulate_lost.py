@@ -30,11 +30,11 @@ async def give_up(cluster: Cluster) -> None:
     node = cluster.nodes[SHARD]
     node.wanted = False
     node.lose_disk()
-    service = cluster.controller.service
-    assert service is not None
+    parts = cluster.controller.parts
+    assert parts is not None
     controller = cluster.controller.process
     assert controller is not None
-    lost = cluster.loop.create_task(service.give_up(SHARD, SHARD), context=controller.context)
+    lost = cluster.loop.create_task(parts.changes.give_up(SHARD, SHARD), context=controller.context)
     assert (await lost)["partitions"] > 0
     while (found := cluster.view.map) is None or not all(strike.opened for strike in found.strikes):
         await asyncio.sleep(0.1)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from loadtest.tools.verify import difference, folder_values, ndjson_values
+from loadtest.verify import difference, folder_values, ndjson_values
 
 
 def test_a_value_that_is_missing_other_or_too_large_is_told_and_an_equal_one_is_not() -> None:

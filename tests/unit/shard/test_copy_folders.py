@@ -556,3 +556,23 @@ async def test_a_copy_that_starts_knows_the_newest_map_of_its_log_though_its_fil
     assert again.logged_map is not None
     assert again.logged_map.epoch == 3
     await again.close()
+
+
+async def test_a_process_that_ends_just_when_a_term_does_closes_no_file_under_the_work_of_the_store(
+    tmp_path: Path,
+) -> None:
+    async with resident_copy(tmp_path) as resident, served_by(resident) as running:
+        store = resident.store
+        assert store is not None
+        async with store.applier.turn:  # something is written into the file
+            resident.hear(replaced(resident.copy_id))
+            await until(running, lambda: store._tasks["sweep"].done())
+            running.cancel()
+            await asyncio.wait([running], timeout=0.1)
+            await asyncio.to_thread(store.tables.log.note_durable)
+        await asyncio.wait([running])
+        assert resident.copy is not None, "to be closed in order"
+        await resident.close()
+        files = await folder_of(tmp_path, "n2").open("s1", PARTITIONS, untold)
+        assert isinstance(files, CopyFiles)
+        await files.close()

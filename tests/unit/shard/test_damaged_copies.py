@@ -30,7 +30,7 @@ from kvstore.storage.record import CommitRecord
 from kvstore.storage.rows import VALUE, Clock, Row
 from kvstore.store.copy_place import CopyFiles
 from kvstore.store.damaged_files import set_damaged_aside
-from kvstore.store.opening import untold
+from kvstore.store.opening import Opened, untold
 from tests.unit.shard import test_node_failover
 from tests.unit.shard.test_copy_folders import LIMITS, PARTITIONS, STORE_ID, folder_of, named
 from tests.unit.shard.test_node_failover import PATIENCE_S, Cluster, cluster_in, replicated
@@ -390,7 +390,32 @@ async def test_files_without_another_copy_by_any_map_are_refused_as_with_one_cop
     assert await folder.salvage("s1", None) is not None, "a record of its log has a map"
 
 
-@pytest.mark.parametrize("broken_off_at", range(9))
+@pytest.mark.parametrize("broken_off_at", range(12))
+async def test_a_store_that_no_map_names_is_set_aside_whole_after_a_crash_at_any_line(
+    tmp_path: Path, broken_off_at: int
+) -> None:
+    """As one that a node made because its files were lost: nothing here says that another copy could take its place."""
+    folder = folder_of(tmp_path, "s1")
+    opened = await folder.open("s1", PARTITIONS, untold)
+    assert isinstance(opened, Opened)
+    await opened.close()
+    names = {path.name: path.read_bytes() for path in tmp_path.iterdir() if not path.name.endswith(".lock")}
+    with suppress(OSError):
+        fresh = Identity(STORE_ID, "fresh", 2, filling=True)
+        set_damaged_aside(BrokenOff(broken_off_at), tmp_path, "shard-s1", fresh)
+    again = await folder.open("s1", PARTITIONS, untold)
+    if isinstance(again, Opened):  # as before
+        assert again.engine.identity == opened.engine.identity
+    else:
+        assert again.copy.identity.copy_id == "fresh"
+        kept = {name.replace("shard-s1.db", "shard-s1").replace("shard-s1", "shard-s1.db.damaged") for name in names}
+        assert kept <= {path.name for path in tmp_path.iterdir()}
+        assert (tmp_path / "shard-s1.db.damaged.id").read_bytes() == names["shard-s1.id"]
+        assert not list(tmp_path.glob("*.begun"))
+    await again.close()
+
+
+@pytest.mark.parametrize("broken_off_at", range(12))
 async def test_a_crash_while_damaged_files_are_set_aside_never_leaves_what_is_served(
     tmp_path: Path, broken_off_at: int
 ) -> None:
