@@ -36,7 +36,6 @@ LARGER = {
     "kvstore/replication/copy.py: StoreCopy",
     "kvstore/router/service.py: RouterService",
     "kvstore/shard/node_stores.py: NodeStores",
-    "kvstore/shard/receiver.py: Receiver",
     "kvstore/shard/resident.py: Resident",
     "loadtest/simulate/loop.py: SimulatedLoop",
     "loadtest/simulate/machine.py: Machine",
