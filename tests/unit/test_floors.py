@@ -38,7 +38,6 @@ LARGER = {
     "kvstore/shard/node_stores.py: NodeStores",
     "kvstore/shard/resident.py: Resident",
     "loadtest/simulate/loop.py: SimulatedLoop",
-    "loadtest/simulate/machine.py: Machine",
 }
 FIRST_LINE_WORDS_MAX = 20
 SAME_FLOOR_MAY = {

@@ -19,6 +19,8 @@ from loadtest.simulate.cluster_clients import Client, History
 from loadtest.simulate.copy_invariants import check_in_sync
 from loadtest.simulate.disk_faults import flip_a_bit
 from loadtest.simulate.ending import check_copies, is_replicated
+from loadtest.simulate.engine import SimulatedEngine
+from loadtest.simulate.held_rows import held
 from loadtest.simulate.invariants import Invariants
 from loadtest.simulate.loop import SimulatedLoop
 from loadtest.simulate.node import NodeServer
@@ -87,6 +89,21 @@ def test_rows_of_copies_that_are_applied_or_not_are_those_of_their_primaries(clu
             copy_of(cluster, shard).engine.applied.position != copy_of(cluster, shard).log.last
             for shard in (cluster.view.map.shards if cluster.view.map is not None else ())
         )
+
+    run(cluster, work)
+
+
+def test_what_a_copy_holds_counts_all_its_records_however_many_there_are(cluster: Cluster) -> None:
+    async def work() -> None:
+        copy = copy_of(cluster, a_shard(cluster))
+        assert isinstance(copy.engine, SimulatedEngine)
+        before, client = copy.engine.copied(), Client("c2", cluster, History(cluster))
+        for number in range(20):  # together more than replay takes in one piece
+            await client.ask(Call("key", "PUT", "/v1/kv/k0", b"%d" % number * 4000))
+        await replicated(cluster)
+        engine = SimulatedEngine(before.identity)
+        engine._applied, engine._rows, engine._places = before._applied, before._rows, before._places
+        assert held(engine, copy.log, copy.log.last.number)["value", "k0"].body == b"19" * 4000
 
     run(cluster, work)
 
