@@ -56,7 +56,7 @@ async def flip_a_bit(cluster: Cluster, rng: random.Random) -> None:
     node.is_damaged = True
     while node.is_damaged and not node.refused:
         await asyncio.sleep(0.05)
-        if node.node is not None and not node.node.stores.damage:
+        if node.node is not None and not node.node.stores.by_shard.damage:
             break
         if node.process is not None and _damage_stays(cluster, node):
             node.refused = True
@@ -68,7 +68,7 @@ async def flip_a_bit(cluster: Cluster, rng: random.Random) -> None:
 
 def _damage_stays(cluster: Cluster, node: NodeServer) -> bool:
     """Whether it is the primary of a damaged store that no other copy can take over, by the newest map."""
-    shards = map(cluster.view.shard, node.node.stores.damage if node.node is not None else ())
+    shards = map(cluster.view.shard, node.node.stores.by_shard.damage if node.node is not None else ())
     return any(shard is not None and shard.primary.node == node.name and not in_sync(shard) for shard in shards)
 
 

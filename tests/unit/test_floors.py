@@ -35,7 +35,6 @@ LARGER = {
     "kvstore/controller/mover.py: Mover",
     "kvstore/replication/copy.py: StoreCopy",
     "kvstore/router/service.py: RouterService",
-    "kvstore/shard/node_stores.py: NodeStores",
     "kvstore/shard/resident.py: Resident",
     "loadtest/simulate/loop.py: SimulatedLoop",
 }
