@@ -34,7 +34,6 @@ MAY_BE_LARGE = {"kvstore/client/client.py: Client"}  # one method for each call 
 LARGER = {
     "kvstore/controller/mover.py: Mover",
     "kvstore/replication/copy.py: StoreCopy",
-    "kvstore/router/service.py: RouterService",
     "kvstore/shard/resident.py: Resident",
     "loadtest/simulate/loop.py: SimulatedLoop",
 }
