@@ -39,7 +39,7 @@ class Doing(NamedTuple):
     def plus(self, move: Move, report: MoveUnderWay) -> Doing:
         """With that move, which is at that point."""
         copied = min(report.keys_done / report.keys_total, 1.0) if report.keys_total else 0.0
-        line = f"{move.source} to {move.to}: {report.detail}"
+        line = f"{move.source} to {move.to}: {report.detail.removesuffix('.')}"
         is_waiting = report.step == "waiting"
         return Doing(
             self.partitions + len(move.partitions) * copied,

@@ -205,7 +205,7 @@ class ShardClients:
 
     def _link(self, shard_id: str) -> _Link:
         if shard_id not in self._links:
-            raise Unavailable(f"shard {shard_id} is no member any more", shard=shard_id, retry_after_ms=1000)
+            raise Unavailable(f"shard {shard_id} is no member any more.", shard=shard_id, retry_after_ms=1000)
         return self._links[shard_id]
 
 
@@ -214,4 +214,4 @@ def _leads_to(channel: Channel, cluster_map: ClusterMap, shard: Shard) -> bool:
 
 
 def _not_connected(shard_id: str) -> Unavailable:
-    return Unavailable(f"shard {shard_id} cannot be reached", shard=shard_id, retry_after_ms=1000)
+    return Unavailable(f"shard {shard_id} cannot be reached.", shard=shard_id, retry_after_ms=1000)

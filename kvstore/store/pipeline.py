@@ -423,7 +423,7 @@ class _Events:
 def _waits_for_copies(tables: Tables) -> bool:
     """Whether records go to copies one at a time.
     What comes while one is on its way makes the next one fuller, and so saves each of them a record."""
-    return tables.sender is not None and tables.sender.waits
+    return tables.sender is not None and tables.sender.shipping.waits
 
 
 def _unknown(kind: str, key: str) -> None:

@@ -16,6 +16,7 @@ import aiohttp
 import click
 import msgspec
 
+from kvstore.errors import KvError
 from loadtest.cluster.local import REPOSITORY
 
 Result = TypeVar("Result")
@@ -78,7 +79,7 @@ def run(work: Coroutine[Any, Any, Result]) -> Result:
         return asyncio.run(ended_by_signals())
     except (KeyboardInterrupt, asyncio.CancelledError):
         raise click.ClickException("interrupted; everything that was started has been ended") from None
-    except (aiohttp.ClientError, OSError, RuntimeError, TimeoutError) as error:
+    except (aiohttp.ClientError, KvError, OSError, RuntimeError, TimeoutError) as error:
         raise click.ClickException(str(error) or "it took too long") from error
 
 

@@ -21,7 +21,7 @@ from kvstore.failpoints import BUGS
 from loadtest.simulate.cluster_faults import NEMESES, USUAL
 from loadtest.simulate.cluster_run import Cut
 from loadtest.simulate.plan import WHAT, Plan
-from loadtest.simulate.run import Result, Sum
+from loadtest.simulate.store_run import Result, Sum
 
 _SHOWN_MAX = 5
 _LINES_MAX = 12

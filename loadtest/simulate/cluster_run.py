@@ -27,8 +27,8 @@ from loadtest.simulate.cluster_clients import CLIENTS, Client, History
 from loadtest.simulate.cluster_faults import ONLY_WITH_COPIES, USUAL, Fault, Nemesis, draw
 from loadtest.simulate.ending import check_copies, is_replicated
 from loadtest.simulate.loop import Hang, SimulatedLoop
-from loadtest.simulate.run import Result
 from loadtest.simulate.store_invariants import Violation
+from loadtest.simulate.store_run import Result
 from loadtest.workloads.judged import Judged, closing, opening
 
 _FORM_S = 60.0  # simulated, in which a cluster without faults must be there

@@ -85,6 +85,7 @@ async def jump(cluster: Cluster, rng: random.Random) -> None:
     for _ in range(rng.choice((1, 1, 3, 6))):
         for node in list(cluster.nodes.values()):
             if rng.random() < 0.5:
-                node.environment.jump_ms = rng.randrange(-most_ms, most_ms)
-        any_server(cluster, rng).environment.jump_ms = rng.randrange(-most_ms, most_ms)
+                node.environment.jump(rng.randrange(-most_ms, most_ms))
+        by_ms = rng.randrange(-most_ms, most_ms)
+        any_server(cluster, rng).environment.jump(by_ms)
         await asyncio.sleep(rng.uniform(0.1, 0.8))

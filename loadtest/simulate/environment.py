@@ -26,7 +26,7 @@ SLOW_SHARE, SLOW_S = 0.02, 0.3  # now and then a disk takes long
 
 
 class SimulatedEnvironment(Environment):
-    """`rate`: seconds of its monotonic clock per second. `jump_ms`: by how much the wall clock is off."""
+    """`rate`: seconds of its monotonic clock per second."""
 
     def __init__(self, loop: SimulatedLoop, rng: random.Random, disk: SimulatedDisk) -> None:
         self._loop = loop
@@ -34,7 +34,8 @@ class SimulatedEnvironment(Environment):
         self._disk = disk
         self.reboot()
         self.rate = rng.uniform(0.99, 1.01)
-        self.jump_ms = 0
+        self._jump_ms = 0
+        self._latest_ms = 0
         self.sync_s = SYNC_S
         self._in_thread = False
         self._waited_s = 0.0
@@ -52,10 +53,21 @@ class SimulatedEnvironment(Environment):
         return self.monotonic_s()
 
     def now_ms(self) -> int:
-        return BEGIN_MS + self.jump_ms + int(self._loop.now_s * self.rate * 1000)
+        return BEGIN_MS + self._jump_ms + int(self._loop.now_s * self.rate * 1000)
 
     def now_us(self) -> int:
-        return (BEGIN_MS + self.jump_ms) * 1000 + int(self._loop.now_s * self.rate * 1e6)
+        return (BEGIN_MS + self._jump_ms) * 1000 + int(self._loop.now_s * self.rate * 1e6)
+
+    @property
+    def latest_ms(self) -> int:
+        """The latest that the wall clock has shown."""
+        self._latest_ms = max(self._latest_ms, self.now_ms())
+        return self._latest_ms
+
+    def jump(self, by_ms: int) -> None:
+        """The wall clock is set to another time, which is off by that."""
+        self._latest_ms = self.latest_ms
+        self._jump_ms = by_ms
 
     def uniform(self, low: float, high: float) -> float:
         return self._rng.uniform(low, high)

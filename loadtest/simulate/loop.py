@@ -55,7 +55,6 @@ class Process:
         self.stands_still = False
         self.dies_after: int | None = None  # so many events
         self.held: list[Event] = []
-        self.tasks: list[asyncio.Task[Any]] = []
         self.context: Context = copy_context()
         self.context.run(_process.set, self)
         self._on_death = on_death

@@ -34,7 +34,7 @@ from kvstore.shard.hosted import Surroundings
 from kvstore.shard.node import Node, Refused
 from kvstore.shard.resident import Resident
 from kvstore.storage.engine import Identity, TryLater
-from kvstore.storage.log import BEGINNING, Entry, Log, LogFailed
+from kvstore.storage.log import BEGINNING, Entry, Log
 from kvstore.storage.record import newest_map
 from kvstore.storage.replay import replay
 from kvstore.store.copy_file import check_readable, make_copy, open_copy
@@ -47,11 +47,10 @@ from loadtest.simulate.disk import SimulatedDisk, keep_all, put_back
 from loadtest.simulate.engine import SimulatedEngine
 from loadtest.simulate.environment import SimulatedEnvironment
 from loadtest.simulate.loop import Killed, Process
+from loadtest.simulate.machine import FOLDER, PARTITIONS, Found
 from loadtest.simulate.network import End, Network
-from loadtest.simulate.servers import CONTROLLER, PARTITIONS, Found, Server
+from loadtest.simulate.servers import CONTROLLER, Server
 from loadtest.simulate.session import Channel, Question, SimulatedSocket
-
-FOLDER = Path("/data")
 
 OnFatal = Callable[[BaseException], NoReturn]
 
@@ -59,14 +58,16 @@ OnFatal = Callable[[BaseException], NoReturn]
 class SimulatedFolder:
     """`kvstore.shard.hosted.Folder` on a simulated disk. `engines`: by the file for which each stands."""
 
-    def __init__(self, node_id: str, disk: SimulatedDisk, limits: Limits) -> None:
+    def __init__(
+        self, node_id: str, disk: SimulatedDisk, limits: Limits, before_application: Callable[[], None]
+    ) -> None:
         self.engines: dict[Path, SimulatedEngine] = {}
         self._leaving: dict[Path, None] = {}  # files that have their second name
         self._node_id = node_id
         self._disk = disk
         self._limits = limits
+        self._before_application = before_application
         self.environment: SimulatedEnvironment
-        self.before_application: Callable[[], None]
 
     def copies(self) -> list[str]:
         names = self._disk.names(FOLDER)
@@ -179,7 +180,7 @@ class SimulatedFolder:
 
     def _engine(self, path: Path, identity: Identity) -> SimulatedEngine:
         self.engines[path] = engine = SimulatedEngine(identity)
-        engine.fail, engine.environment = self.before_application, self.environment
+        engine.fail, engine.environment = self._before_application, self.environment
         return engine
 
     def _make(self, path: Path, shard_id: str, partitions: int) -> Opened:
@@ -211,15 +212,12 @@ class NodeServer(Server):
 
     def __init__(self, name: str, network: Network, rng: random.Random, limits: Limits, found: Found) -> None:
         super().__init__(name, network, rng, limits, found)
-        self.disk.hook = self._before_disk
         self.weight = 1
         self.may_join = False
         self.is_removed: Callable[[], bool] = lambda: False  # no member, by the controller's store
         self.is_over = False  # that was said to it, so it does not come back
-        self.folder = SimulatedFolder(name, self.disk, limits)
-        self.folder.before_application = self._before_application
+        self.folder = SimulatedFolder(name, self.disk, limits, self.before_application)
         self.node: Node | None = None  # while it serves
-        self.sync_fails = False
         self.is_damaged = False  # a bit of its disk is wrong
         self.refused = False  # it has not started because of that
         self.was_full = False  # the disk, at some time
@@ -285,7 +283,7 @@ class NodeServer(Server):
         if isinstance(error, ForeignData) and (not self.wanted or self.is_removed()):
             self.is_over = True
             return True
-        return super().may_end_by(error) or (self.is_excused and isinstance(error, LogFailed | OSError))
+        return super().may_end_by(error)
 
     def on_death(self) -> None:
         self.node = None
@@ -328,25 +326,6 @@ class NodeServer(Server):
             for engine in self.folder.engines.values():
                 engine.crash(self.rng.randrange(100))
         super().start()
-
-    def _before_disk(self, call: str, path: Path) -> None:
-        changes = call not in ("names", "pread", "open")
-        if changes and self.disk.power_cut_at and self.disk.calls + 1 >= self.disk.power_cut_at and self.process:
-            self.loop.note(f"{self.name}: the power is cut in {call} {path.name}")
-            self.disk.power_cut_at = self.disk.calls + 1
-            self.lose_power()
-        if call != "sync":
-            return
-        self.environment.note_sync()
-        if self.sync_fails:
-            self.sync_fails, self.is_excused = False, True
-            self.loop.note(f"{self.name}: the sync of {path.name} fails")
-            self.disk.forget_dirty(path)
-            raise OSError(errno.EIO, "Input/output error", str(path))
-
-    def _before_application(self) -> None:
-        if self.disk.capacity is not None and self.rng.random() < 0.5:
-            raise TryLater("the disk is full")
 
     # --- its door
 

@@ -3,7 +3,7 @@ A cluster or a store, for how long, with which faults, wrong in which way.
 
 Owns: `Plan`: one run of it, making a failed one smaller, the command that replays one.
 Promises: the replay command names everything that the run depends on.
-Leaves to others: options and reports (`__main__`), the runs (`run`, `cluster_run`).
+Leaves to others: options and reports (`__main__`), the runs (`store_run`, `cluster_run`).
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from kvstore import failpoints
-from loadtest.simulate import cluster_faults, faults, process_faults
+from loadtest.simulate import cluster_faults, process_faults, store_faults
 from loadtest.simulate.cluster_clients import CLIENTS
 from loadtest.simulate.cluster_run import WHOLE, Cut, scheduled, simulate_cluster
-from loadtest.simulate.run import Result, simulate
 from loadtest.simulate.shrink import shrink
+from loadtest.simulate.store_run import Result, simulate
 
 WHAT = {
     "cluster": "routers, shards and a controller with their real services, network, disks and clocks simulated,"
@@ -41,7 +41,7 @@ class Plan(NamedTuple):
     @property
     def points(self) -> Sequence[str]:
         """The failpoints that can be hit."""
-        return process_faults.POINTS if self.of == "cluster" else faults.POINTS
+        return process_faults.POINTS if self.of == "cluster" else store_faults.POINTS
 
     def run(self, seed: int, trace: Callable[[str], None] | None = None) -> Result:
         with failpoints.planting(self.bug):

@@ -2,17 +2,15 @@
 What all of them have, routers, a controller.
 
 Owns: putting the real services together as their processes do, from start to death; what each answers over HTTP.
-Promises: a process that ends has ended by a fault that was made, or that is a finding. What a node's disk has kept and
-what the controller's store has is all that outlives it.
-Leaves to others: nodes with their disks (`node`), the services (`kvstore`), when a process dies (`cluster_faults`),
-what travels (`session`).
+Promises: what the controller's store has is all of it that outlives its process, and nothing does of a router.
+Leaves to others: the machines (`machine`), nodes with their disks (`node`), the services (`kvstore`), what travels
+(`session`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -31,101 +29,33 @@ from kvstore.router.coordinator import Coordinator
 from kvstore.router.service import RouterService
 from kvstore.transport.map_follower import MapFollower
 from kvstore.transport.sessions import HEADER, PARAMETER, ClusterSession
-from loadtest.simulate.disk import PowerCut, SimulatedDisk
 from loadtest.simulate.door import Door
-from loadtest.simulate.environment import SimulatedEnvironment
-from loadtest.simulate.loop import Killed, Process
+from loadtest.simulate.loop import Process
+from loadtest.simulate.machine import PARTITIONS, Found, Machine
 from loadtest.simulate.map_store import Register, SimulatedMapStore
 from loadtest.simulate.network import End, Network
 from loadtest.simulate.session import Channel, Question, SimulatedSession
 from loadtest.workloads.calls import Call
 
-PARTITIONS = 64
 CONTROLLER = "http://controller"
 _NODES, _BEAT = "/v1/nodes/", "/beat"
 
-Found = Callable[[BaseException], None]
 
-
-class Server:
-    """A host and the process that runs there, if one does. `wanted`: it is started again when it ends."""
+class Server(Machine):
+    """A machine on the network. `wanted`: its process is started again when it ends."""
 
     def __init__(self, name: str, network: Network, rng: random.Random, limits: Limits, found: Found) -> None:
-        self.name = name
+        super().__init__(network.host(name), network.loop, rng, limits, found)
         self.network = network
-        self.loop = network.loop
-        self.rng = rng
-        self.limits = limits
-        self.host = network.host(name)
         self.host.accept = self._accept
-        self.disk = SimulatedDisk()
-        self.environment = SimulatedEnvironment(network.loop, rng, self.disk)
-        self.process: Process | None = None
         self.wanted = True
-        self.is_excused = False  # the process may end by the fault that was made
-        self.found = found
-        self.gone = asyncio.Event()
-        self.gone.set()
         self.headers: dict[str, str] = {}  # of all answers of this process
 
-    @property
-    def is_alive(self) -> bool:
-        return self.process is not None and self.process.alive
-
-    def start(self) -> None:
-        """Begin a process, which serves as soon as it can."""
-        self.gone.clear()
-        self.is_excused = False
-        self.host.has_power = True
-        process = Process(self.name, self._on_death, self.environment.rate)
-        self.process = self.host.process = process
-        self.loop.note(f"{self.name} starts")
-        self.spawn(self._guarded(process))
-
-    def spawn(self, work: Any) -> None:
-        """Run it in the process that runs now."""
-        assert self.process is not None
-        self.loop.create_task(work, context=self.process.context)
-
-    async def _guarded(self, process: Process) -> None:
-        try:
-            await self.run(process)
-        except (Killed, GeneratorExit):
-            return
-        except BaseException as error:
-            self.end(process, error)
-
-    def end(self, process: Process, error: BaseException) -> None:
-        """It ends by itself: rightly so, or that is a finding."""
-        if not process.alive or isinstance(error, GeneratorExit):
-            return
-        self.loop.note(f"{self.name} ends: {error!r}")
-        if not self.may_end_by(error):
-            self.found(error)
-        process.kill()
-
-    def may_end_by(self, error: BaseException) -> bool:
-        return isinstance(error, PowerCut)
-
     def _on_death(self) -> None:
-        process, self.process = self.process, None
-        self.on_death()
+        process = self.process
+        super()._on_death()
         if process is not None:
             self.network.on_death(self.host, process)
-        self.gone.set()
-
-    def on_death(self) -> None:
-        """What was in memory is lost."""
-
-    def lose_power(self) -> None:
-        """No word of it reaches another process."""
-        self.host.has_power = False
-        if self.process is not None:
-            self.process.kill()
-        self.environment.reboot()
-
-    async def run(self, process: Process) -> None:
-        raise NotImplementedError
 
     def session(self, process: Process) -> SimulatedSession:
         return SimulatedSession(self.network, self.rng, self.name, process)

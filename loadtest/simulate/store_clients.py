@@ -15,8 +15,8 @@ from typing import Any, Literal
 from kvstore.model import Attempt
 from kvstore.protocol import Answer
 from loadtest.histories.history import AnyOperation, Register
-from loadtest.simulate.machine import Lost, Machine
 from loadtest.simulate.store_invariants import Violation
+from loadtest.simulate.store_machine import Lost, StoreMachine
 
 PATIENCE_S = 3.0
 _REFUSED = frozenset({409, 413, 421, 423, 429, 503, 507})
@@ -27,7 +27,7 @@ Outcome = Literal["done", "refused", "unknown"]
 class History:
     """What all clients did."""
 
-    def __init__(self, machine: Machine) -> None:
+    def __init__(self, machine: StoreMachine) -> None:
         self.operations: list[AnyOperation] = []
         self.calls = 0
         self.values = 0
@@ -45,7 +45,7 @@ class History:
 class Client:
     """One client, which does one thing after another."""
 
-    def __init__(self, name: str, machine: Machine, history: History, rng: random.Random) -> None:
+    def __init__(self, name: str, machine: StoreMachine, history: History, rng: random.Random) -> None:
         self.name = name
         self.machine = machine
         self.history = history

@@ -80,7 +80,7 @@ class Brief:
         if reply is None or reply.status not in (200, 404):
             return
         client.machine.loop.note(f"{client.name}: brief {self._value} is {reply.status}")
-        latest_ms = client.machine.latest_ms
+        latest_ms = client.machine.environment.latest_ms
         if reply.status == 404 and latest_ms < self._due_ms:
             raise Violation(f"{self._key} was gone at {latest_ms} ms, before its time at {self._due_ms}")
         if reply.status == 404:

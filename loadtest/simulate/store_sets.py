@@ -13,9 +13,10 @@ from kvstore.errors import KvError
 from kvstore.protocol import Count, Delete, Page, Put, Scan
 from kvstore.store.store import Store
 from loadtest.histories.history import Element, Members
-from loadtest.simulate.machine import PARTITIONS, Lost
+from loadtest.simulate.machine import PARTITIONS
 from loadtest.simulate.store_clients import Client, outcome_of
 from loadtest.simulate.store_invariants import Violation
+from loadtest.simulate.store_machine import Lost
 
 _SET = "set/"
 _UNDER_WAY_MAX = 8  # every other client may be adding or removing one element

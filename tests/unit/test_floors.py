@@ -34,8 +34,6 @@ MAY_BE_LARGE = {"kvstore/client/client.py: Client"}  # one method for each call 
 LARGER = {
     "kvstore/controller/mover.py: Mover",
     "kvstore/replication/copy.py: StoreCopy",
-    "kvstore/replication/copy_link.py: CopyLink",
-    "kvstore/replication/sender.py: Sender",
     "kvstore/router/service.py: RouterService",
     "kvstore/shard/node_stores.py: NodeStores",
     "kvstore/shard/receiver.py: Receiver",
@@ -43,7 +41,6 @@ LARGER = {
     "loadtest/cluster/proxied.py: End",
     "loadtest/cluster/proxy.py: Proxy",
     "loadtest/simulate/loop.py: SimulatedLoop",
-    "loadtest/simulate/machine.py: Machine",
 }
 FIRST_LINE_WORDS_MAX = 20
 SAME_FLOOR_MAY = {

@@ -488,7 +488,7 @@ async def test_a_dead_source_is_waited_for_while_others_go_on(controller: Contro
             await asyncio.sleep(0.01)
     await asyncio.sleep(0.1)
     waiting, *queued = await controller.moves()
-    assert (waiting["step"], waiting["detail"]) == ("waiting", "shard s2 cannot be reached")
+    assert (waiting["step"], waiting["detail"]) == ("waiting", "shard s2 cannot be reached.")
     assert {move["step"] for move in queued} <= {"queued"}
     await far["s2"].start()
     assert loads(await controller.settled()) == {"s1": 16, "s2": 16, "s3": 16, "s4": 16}

@@ -10,6 +10,7 @@ from random import Random
 
 import pytest
 
+from loadtest.cluster.duplicates import RequestFinder
 from loadtest.cluster.proxy import CONNECTED, Proxy
 
 WAIT_S = 20.0
@@ -567,3 +568,15 @@ async def test_a_request_without_a_key_arrives_once(scene: Scene) -> None:
     await scene.accepted()
     await first.read(2 * len(QUESTION) + 1)
     assert scene.proxy.counts.duplicates == 1
+
+
+def test_requests_are_found_in_pieces_of_any_size_and_nothing_behind_what_is_no_http() -> None:
+    found: list[bytes] = []
+    chunked = b"POST /v1/txn HTTP/1.1\r\nHost: x\r\nIdempotency-Key: k-2\r\nTransfer-Encoding: chunked\r\n\r\n"
+    finder = RequestFinder(lambda key: True, found.append)
+    for byte in QUESTION + chunked + b"3\r\nabc\r\n0\r\n\r\n" + QUESTION + b"\x16\x03 no HTTP\r\n\r\n" + QUESTION:
+        finder.feed(bytes([byte]))
+    closing = QUESTION.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
+    assert [found[0], found[2]] == [closing, closing]
+    assert found[1].startswith(chunked[:-2])
+    assert len(found) == 3

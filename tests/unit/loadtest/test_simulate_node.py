@@ -24,9 +24,9 @@ from loadtest.simulate.cluster import LIMITS, Cluster
 from loadtest.simulate.disk import PowerCut, lose_all
 from loadtest.simulate.engine import SimulatedEngine
 from loadtest.simulate.loop import Killed, Process, SimulatedLoop
+from loadtest.simulate.machine import PARTITIONS
 from loadtest.simulate.network import Network
 from loadtest.simulate.node import NodeServer
-from loadtest.simulate.servers import PARTITIONS
 from loadtest.simulate.session import SimulatedSession
 from loadtest.simulate.store_invariants import Violation
 

@@ -18,7 +18,7 @@ from kvstore.store.log_writer import LogWriter
 from kvstore.store.pipeline import Pipeline
 from kvstore.transactions.intents import State
 from loadtest.simulate.__main__ import main
-from loadtest.simulate.run import simulate
+from loadtest.simulate.store_run import simulate
 
 SEEDS = range(10)
 

@@ -556,7 +556,7 @@ async def test_the_log_is_kept_for_a_copy_that_joins_up_to_a_bound(tmp_path: Pat
         await until(lambda: sender.requests())
         tables, applier = one.store.tables, one.store.applier
         assert applier._kept_from == tables.log.durable, "one that has all needs nothing"
-        (link,), (at,) = sender.shipping.links, sender._links.values()
+        (link,), (at,) = sender.shipping.links, sender.links.by_key.values()
         sender.shipping = sender.shipping._replace(links=(link._replace(waited=0, acked=1),))
         at.keeps = 1
         assert applier._kept_from == 1

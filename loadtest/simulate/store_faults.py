@@ -2,7 +2,7 @@
 
 Owns: the kinds of faults and when they come; the restart after each crash.
 Promises: everything is drawn from the machine's random numbers; `heal` ends all faults.
-Leaves to others: what a fault does (`machine`, `disk`, `loop`).
+Leaves to others: what a fault does (`machine`, `store_machine`, `disk`, `loop`).
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from kvstore.store.store import Store
 from loadtest.simulate.disk import any_fate
 from loadtest.simulate.environment import SYNC_S
 from loadtest.simulate.loop import Process
-from loadtest.simulate.machine import PARTITIONS, Lost, Machine
-from loadtest.simulate.mover import Mover
+from loadtest.simulate.machine import PARTITIONS
+from loadtest.simulate.store_machine import Lost, StoreMachine
+from loadtest.simulate.store_mover import Mover
 
 POINTS = (
     "batch-before-commit", "batch-after-commit",
@@ -31,7 +32,7 @@ POINTS = (
 class Faults:
     """One kind after another, with a pause between them."""
 
-    def __init__(self, machine: Machine) -> None:
+    def __init__(self, machine: StoreMachine) -> None:
         self._machine = machine
         self._rng = machine.rng
         self._ending = False
@@ -61,7 +62,7 @@ class Faults:
                 return
             kind = self._rng.choice(list(self.kinds))
             self._machine.loop.note(f"fault: {kind}")
-            if kind not in ("killed at a failpoint", "sync failed"):
+            if kind != "killed at a failpoint":
                 self._machine.faults[kind] += 1
             await self.kinds[kind]()
 
@@ -70,10 +71,10 @@ class Faults:
         machine, rng = self._machine, self._rng
         while True:
             await machine.gone.wait()
-            if machine.power_is_off or rng.random() < 0.4:
+            if not machine.host.has_power or rng.random() < 0.4:
                 fate = any_fate(rng)
                 machine.loop.note("the power is off")
-                machine.cut_power(fate)
+                machine.restart(fate)
             await asyncio.sleep(rng.uniform(0.01, 0.5))
             machine.start()
 
@@ -83,10 +84,10 @@ class Faults:
         self._ending = True
         machine.disk.capacity = None
         machine.disk.power_cut_at = 0
-        machine.kill_at = None
+        machine.kill_points.kill_at.clear()
         machine.sync_fails = False
         machine.environment.sync_s = SYNC_S
-        if machine.process is not None and machine.process.alive:
+        if machine.process is not None:
             machine.process.dies_after = None
             machine.loop.go_on(machine.process)
 
@@ -95,15 +96,13 @@ class Faults:
             self._machine.process.dies_after = self._rng.randrange(400)
 
     async def _kill_at_point(self) -> None:
-        self._machine.kill_at = (self._rng.choice(POINTS), self._rng.randint(1, 3))
+        self._machine.kill_points.kill_at = {self._rng.choice(POINTS): self._rng.randint(1, 3)}
 
     async def _cut_in_call(self) -> None:
         self._machine.disk.power_cut_at = self._machine.disk.calls + self._rng.randint(1, 40)
 
     async def _cut(self) -> None:
-        self._machine.power_is_off = True
-        if self._machine.process is not None:
-            self._machine.process.kill()
+        self._machine.lose_power()
 
     async def _stand_still(self) -> None:
         process = self._machine.process
@@ -131,7 +130,7 @@ class Faults:
         disk.capacity = None
 
     async def _jump(self) -> None:
-        self._machine.jump(self._rng.randrange(-30_000, 30_000))
+        self._machine.environment.jump(self._rng.randrange(-30_000, 30_000))
 
     async def _move(self) -> None:
         """Others go on during that time; one at a time."""

@@ -17,8 +17,8 @@ from kvstore.errors import Conflict, KvError
 from kvstore.placement.cluster_map import Move
 from kvstore.protocol import Frozen, Pull, Rows
 from kvstore.store.store import Store
-from loadtest.simulate.machine import SHARD, Lost, Machine
 from loadtest.simulate.store_invariants import Violation
+from loadtest.simulate.store_machine import SHARD, Lost, StoreMachine
 
 T = TypeVar("T")
 
@@ -26,7 +26,7 @@ T = TypeVar("T")
 class Mover:
     """One move at a time."""
 
-    def __init__(self, machine: Machine, rng: random.Random) -> None:
+    def __init__(self, machine: StoreMachine, rng: random.Random) -> None:
         self._machine = machine
         self._rng = rng
         self._copy: dict[tuple[str, str], Sequence[Any]] = {}

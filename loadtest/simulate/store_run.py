@@ -23,13 +23,13 @@ import msgspec
 from kvstore import failpoints
 from loadtest.histories.verdict import judge
 from loadtest.simulate import store_groups, store_registers, store_sets
-from loadtest.simulate.faults import Faults
 from loadtest.simulate.loop import Hang, SimulatedLoop
-from loadtest.simulate.machine import Machine
 from loadtest.simulate.store_clients import Client, History
+from loadtest.simulate.store_faults import Faults
 from loadtest.simulate.store_groups import GROUPS
 from loadtest.simulate.store_invariants import Violation
 from loadtest.simulate.store_leases import Brief, lock
+from loadtest.simulate.store_machine import StoreMachine
 from loadtest.simulate.store_registers import REGISTERS
 from loadtest.simulate.store_sets import Sets
 
@@ -62,7 +62,7 @@ def simulate(seed: int, seconds: float, trace: Callable[[str], None] | None = No
     loop = SimulatedLoop()
     loop.trace = trace
     simulation = _Simulation(loop, seed)
-    failpoints.watch(simulation.machine.hit)
+    failpoints.watch(simulation.machine.kill_points.hit)
     logging.disable(logging.CRITICAL)
     try:
         verdict = simulation.run(seconds)
@@ -74,7 +74,7 @@ def simulate(seed: int, seconds: float, trace: Callable[[str], None] | None = No
     machine = simulation.machine
     return Result(
         seed, digest, verdict, loop.events, simulation.history.calls, loop.time(), time.process_time() - began_s,
-        dict(machine.faults), dict(machine.points), last if verdict else [],
+        dict(machine.faults), dict(machine.kill_points.hits), last if verdict else [],
     )  # fmt: skip
 
 
@@ -82,7 +82,7 @@ class _Simulation:
     def __init__(self, loop: SimulatedLoop, seed: int) -> None:
         self._loop = loop
         self._rng = random.Random(seed)
-        self.machine = Machine(loop, self._rng)
+        self.machine = StoreMachine(loop, self._rng)
         self.history = History(self.machine)
         self._faults = Faults(self.machine)
         self._clients = [
