@@ -104,6 +104,7 @@ class StoreCopy:
 
     @property
     def log(self) -> Log:
+        """The copy's log."""
         return self._log.log
 
     @property
@@ -113,7 +114,7 @@ class StoreCopy:
 
     @property
     def silent_s(self) -> float:
-        """For how long the copy has not heard its primary."""
+        """For how many seconds the copy has not heard its primary."""
         return self._environment.boottime_s() - self._heard_at
 
     @property

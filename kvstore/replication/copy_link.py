@@ -64,15 +64,20 @@ class Primary(Protocol):
     tail: Tail
     lease: HeldLease
 
-    def may_greet(self, key: LinkKey) -> bool: ...
+    def may_greet(self, key: LinkKey) -> bool:
+        """Whether a session with that copy may be begun now."""
 
-    def greet(self, key: LinkKey) -> Link: ...
+    def greet(self, key: LinkKey) -> Link:
+        """The link with the next round's session, of a copy that is named."""
 
-    def begin(self, named: Session, number: int) -> None: ...
+    def begin(self, named: Session, number: int) -> None:
+        """The session has begun, with the records up to `number` on the copy's disk."""
 
-    def take_ack(self, named: Session, number: int, room_bytes: int) -> None: ...
+    def take_ack(self, named: Session, number: int, room_bytes: int) -> None:
+        """The copy has all records up to `number` on its disk; `room_bytes` may be under way to it at once."""
 
-    def hear_promise(self, term: int) -> None: ...
+    def hear_promise(self, term: int) -> None:
+        """Some copy has promised that term."""
 
 
 class CopyLink:
@@ -285,7 +290,7 @@ class CopyLink:
 
     @property
     def is_streaming(self) -> bool:
-        """Records and beacons reach the copy, as far as is known."""
+        """Whether records and beacons reach the copy, as far as is known."""
         return self._wire is not None
 
     @property
@@ -298,7 +303,7 @@ class CopyLink:
 
     @property
     def progress(self) -> tuple[int, int] | None:
-        """Of a snapshot: rows sent, and rows there are."""
+        """(rows sent, rows there are) of the snapshot that is under way; None without one."""
         return (self._snapshot.progress.rows, self._snapshot.progress.total) if self._snapshot is not None else None
 
     async def compare(self, number: int, partitions: list[int]) -> Digest | None:

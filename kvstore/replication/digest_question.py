@@ -18,13 +18,18 @@ _ANSWER_S = 10.0
 
 
 class DigestQuestion:
+    """Asks one copy, one question at a time."""
+
     def __init__(self, environment: Environment) -> None:
         self._environment = environment
         self._answer: asyncio.Future[Digest | None] | None = None
         self._number = 0
 
     async def ask(self, wire: Wire, record: int, partitions: list[int]) -> Digest | None:
-        """The copy's digest; None if it has none to tell, or another question is under way."""
+        """The copy's digest as of that record; None if it has none to tell, or another question is under way.
+
+        None, too, where the connection is lost or it does not answer in 10 s.
+        """
         if self._answer is not None:
             return None
         self._answer = answer = asyncio.get_running_loop().create_future()

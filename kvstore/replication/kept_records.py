@@ -22,6 +22,8 @@ _PROBES = 16
 
 
 class KeptRecords:
+    """What the log can give back to one copy."""
+
     def __init__(self, log: Log, environment: Environment) -> None:
         self._log = log
         self._environment = environment
@@ -41,13 +43,19 @@ class KeptRecords:
         self._readable_from = max(self._readable_from, number + 1)
 
     async def after(self, number: int, bytes_max: int) -> list[Entry]:
-        """Some records behind that number. Raises LogDamaged, Released."""
+        """Some records behind that number, about `bytes_max` bytes of them, one at least.
+
+        Raises LogDamaged, Released, OSError.
+        """
         return await self._environment.in_thread(
             partial(chain.some_entries, self._log, number, bytes_max, RECORD_BYTES)
         )
 
     async def common(self, wire: Wire, told: Told) -> int | None:
-        """The number of the last record that both logs have; None if there is none. Raises WireLost, Refused."""
+        """The number of the last record that both logs have; None if there is none.
+
+        Raises WireLost, Refused, LogDamaged.
+        """
         first, last = chain.known(self._log)
         comparison = session.compare((max(first, self._readable_from - 1), last), told.known)
         count = 1  # as a rule the shorter log is the beginning of the longer one, so its last record is enough

@@ -107,7 +107,7 @@ class Sender:
     # --- what the controller hears
 
     def requests(self) -> tuple[Request, ...]:
-        """Those that stand now."""
+        """The requests that stand now."""
         late = self.links.late(self.shipping.links, self._around.environment.boottime_s())
         standing = shipping.requests(self.shipping, late)
         if failpoints.planted("time-out-ends-waiting"):

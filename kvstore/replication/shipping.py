@@ -43,6 +43,7 @@ class Link(NamedTuple):
 
     @property
     def key(self) -> LinkKey:
+        """The copy's id and its joining number."""
         return self.session.copy_id, self.session.joined
 
     @property

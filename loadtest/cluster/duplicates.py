@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from random import Random
-from typing import Protocol
 
 import h11
 
-from loadtest.cluster.proxied import Counts, Fault, Route
+from loadtest.cluster.faults import Faults, Route
+from loadtest.cluster.proxied import Counts
 
 CLIENTS = "clients"
 
@@ -79,33 +79,23 @@ def _closing(request: h11.Request) -> h11.Request:
     return h11.Request(method=request.method, target=request.target, headers=headers)
 
 
-class Network(Protocol):
-    """What must be known to deliver a copy."""
-
-    counts: Counts
-    random: Random
-
-    @property
-    def faults(self) -> Mapping[tuple[str, str], Fault]: ...
-
-    def is_closed(self, route: Route) -> bool: ...
-
-
 class Duplicates:
     """Delivers copies to `destinations`, each at once or up to two seconds late. `keys`: what was repeated."""
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, faults: Faults, counts: Counts, random: Random) -> None:
         self.destinations: list[str] = []
         self.probability = 0.0
         self.keys: dict[str, None] = {}
-        self._network = network
+        self._faults = faults
+        self._counts = counts
+        self._random = random
         self._tasks: set[asyncio.Task[None]] = set()
 
     def wants(self, idempotency_key: str) -> bool:
         """Whether the request that has just begun is to be repeated. Who asks remembers it from now on."""
         if not self.probability or len(self._tasks) >= _AT_ONCE_MAX:
             return False
-        if self._network.random.random() >= self.probability:
+        if self._random.random() >= self.probability:
             return False
         self.keys[idempotency_key] = None
         if len(self.keys) > _KEYS_MAX:
@@ -124,7 +114,7 @@ class Duplicates:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _deliver(self, request: bytes) -> None:
-        random = self._network.random
+        random = self._random
         late_s = _LATE_S_MAX * random.random() ** 3  # mostly soon: while the first one is at work
         if random.random() < 0.5:
             await asyncio.sleep(late_s)
@@ -137,11 +127,11 @@ class Duplicates:
                 reader, writer = await asyncio.open_connection(host, int(port))
                 try:
                     writer.write(request)
-                    self._network.counts.duplicates += 1
+                    self._counts.duplicates += 1
                     while await reader.read(_READ_BYTES):
                         pass
                 finally:
                     writer.close()
 
     def _is_closed(self, address: str) -> bool:
-        return self._network.is_closed(Route(CLIENTS, address, is_back=False))
+        return self._faults.is_closed(Route(CLIENTS, address, is_back=False))

@@ -38,8 +38,6 @@ LARGER = {
     "kvstore/shard/node_stores.py: NodeStores",
     "kvstore/shard/receiver.py: Receiver",
     "kvstore/shard/resident.py: Resident",
-    "loadtest/cluster/proxied.py: End",
-    "loadtest/cluster/proxy.py: Proxy",
     "loadtest/simulate/loop.py: SimulatedLoop",
 }
 FIRST_LINE_WORDS_MAX = 20

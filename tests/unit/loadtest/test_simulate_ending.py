@@ -96,21 +96,6 @@ def test_rows_of_copies_that_are_applied_or_not_are_those_of_their_primaries(clu
     run(cluster, work)
 
 
-def test_what_a_copy_holds_counts_all_its_records_however_many_there_are(cluster: Cluster) -> None:
-    async def work() -> None:
-        copy = copy_of(cluster, a_shard(cluster))
-        assert isinstance(copy.engine, SimulatedEngine)
-        before, client = copy.engine.copied(), Client("c2", cluster, History(cluster))
-        for number in range(20):  # together more than replay takes in one piece
-            await client.ask(Call("key", "PUT", "/v1/kv/k0", b"%d" % number * 4000))
-        await replicated(cluster)
-        engine = SimulatedEngine(before.identity)
-        engine._applied, engine._rows, engine._places = before._applied, before._rows, before._places
-        assert held(engine, copy.log, copy.log.last.number)["value", "k0"].body == b"19" * 4000
-
-    run(cluster, work)
-
-
 @pytest.mark.parametrize("body", [b"another value", None])
 def test_a_copy_that_has_another_value_or_lacks_a_key_is_found(cluster: Cluster, body: bytes | None) -> None:
     async def work() -> None:
