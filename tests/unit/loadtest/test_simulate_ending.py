@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -14,12 +15,17 @@ from kvstore.controller.membership import ClusterState
 from kvstore.errors import DataCorrupt
 from kvstore.placement.cluster_map import ClusterMap, Node, Shard, at_home, first_map
 from kvstore.replication.copy import StoreCopy
+from kvstore.storage.engine import Identity
+from kvstore.storage.log import Log
 from kvstore.storage.memory import MemoryEngine
+from kvstore.storage.record import CommitRecord
+from kvstore.storage.rows import VALUE, Clock, Row
 from kvstore.store.damaged_files import Salvaged
 from loadtest.simulate.changes import remove_gone
 from loadtest.simulate.cluster import Cluster
 from loadtest.simulate.cluster_clients import Client, History
 from loadtest.simulate.copy_invariants import check_in_sync
+from loadtest.simulate.disk import SimulatedDisk
 from loadtest.simulate.disk_faults import flip_a_bit
 from loadtest.simulate.ending import check_copies, is_replicated
 from loadtest.simulate.engine import SimulatedEngine
@@ -107,6 +113,15 @@ def test_a_copy_that_has_another_value_or_lacks_a_key_is_found(cluster: Cluster,
             check_copies(cluster.view)
 
     run(cluster, work)
+
+
+def test_all_records_that_are_not_applied_yet_count_however_large_they_are() -> None:
+    log, count = Log.create(SimulatedDisk(), Path("/data"), "shard-s1", "a-store"), 5
+    for number in range(1, count + 1):
+        row = Row(VALUE, f"k{number}", number, number, number, 0, b"v" * 40_000)
+        log.append(CommitRecord(Clock(number, number), [row]).encode(), 1)
+    log.sync()
+    assert len(held(SimulatedEngine(Identity("a-store", None, "s1", 64)), log, count)) == count
 
 
 def test_a_copy_in_sync_that_lacks_a_committed_record_on_its_disk_is_found(cluster: Cluster) -> None:
