@@ -426,10 +426,9 @@ class StoreCopy:
     # --- a snapshot
 
     async def snapshot_begins(self, named: Session, of: Applied) -> bool:
-        """Replace log and file by an empty store as of that position; pages of rows follow.
-        False: it is not taken.
-
-        `of`: what the primary's engine stood for when it began to read. Raises LogFailed, OSError.
+        """Replace log and file by an empty store as of that position; False: it is not taken.
+        Pages of rows follow. `of`: what the primary's engine stood for when it began to read. Raises LogFailed,
+        OSError.
         """
         async with self._log.turn, self._applying:
             if not self.is_filling or not session.takes_snapshot(self._following, named, of.position, self.log.last):

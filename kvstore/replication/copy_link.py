@@ -268,10 +268,10 @@ class CopyLink:
                     if self._has_more():
                         self.wake.set()
                 case messages.Granted():
-                    asked_s = self.in_flight.granted(message.number, environment.boottime_s())
+                    asked_s = self.in_flight.granted(message.number, now := environment.boottime_s())
                     if asked_s is None:
                         raise WireLost("the copy grants what was not asked for")
-                    sender.lease.take(named, asked_s)
+                    sender.lease.take(named, asked_s, now)
                 case messages.Compared():
                     self._question.take(message)
                 case messages.Deposed():

@@ -32,9 +32,7 @@ ATTRIBUTES_MAX = 15
 VALUES = {"NamedTuple", "Struct", "msgspec.Struct", "Message"}
 MAY_BE_LARGE = {"kvstore/client/client.py: Client"}  # one method for each call of the API: what its users look for
 LARGER = {
-    "kvstore/controller/mover.py: Mover",
     "kvstore/replication/copy.py: StoreCopy",
-    "kvstore/router/service.py: RouterService",
     "kvstore/shard/node_stores.py: NodeStores",
     "kvstore/shard/receiver.py: Receiver",
     "kvstore/shard/resident.py: Resident",

@@ -28,10 +28,18 @@ def opened(*copies: str) -> Shipping:
 def test_the_lease_lasts_as_long_as_the_grant_that_ends_first() -> None:
     held, state = HeldLease(TIMES), opened("a", "b")
     first, second = (link.session for link in state.links)
-    held.take(first, 10.0)
+    held.take(first, 10.0, 10.0)
     assert held.until(state) == NEVER
-    held.take(second, 11.0)
+    held.take(second, 11.0, 11.0)
     assert held.until(state) == 11.5
+
+
+def test_a_grant_that_comes_in_the_last_quarter_of_the_one_before_is_counted() -> None:
+    held, state = HeldLease(TIMES), opened("a")
+    named = state.links[0].session
+    for asked_s, came_s, close in ((10.0, 10.0, 0), (10.5, 11.0, 0), (11.5, 11.7, 1), (13.5, 13.6, 2)):
+        held.take(named, asked_s, came_s)
+        assert held.close == close
 
 
 def test_without_copies_no_lease_is_needed() -> None:
@@ -40,7 +48,7 @@ def test_without_copies_no_lease_is_needed() -> None:
 
 def test_how_long_it_lasts_is_computed_again_once_the_copies_have_changed() -> None:
     held, state = HeldLease(TIMES), opened("a")
-    held.take(state.links[0].session, 10.0)
+    held.take(state.links[0].session, 10.0, 10.0)
     assert held.until(state) == 11.5
     greeted = shipping.greet(state, state.links[0])
     held.note_change()
@@ -49,13 +57,13 @@ def test_how_long_it_lasts_is_computed_again_once_the_copies_have_changed() -> N
 
 def test_a_primary_whose_term_is_over_answers_nothing() -> None:
     held, state = HeldLease(TIMES), opened("a")
-    held.take(state.links[0].session, 10.0)
+    held.take(state.links[0].session, 10.0, 10.0)
     assert held.until(shipping.depose(state, 99)) == NEVER
 
 
 def test_a_lease_that_was_given_back_is_neither_held_nor_asked_for() -> None:
     held, state = HeldLease(TIMES), opened("a")
-    held.take(state.links[0].session, 10.0)
+    held.take(state.links[0].session, 10.0, 10.0)
     assert held.may_ask(10.0)
     held.give_back()
     assert held.until(state) == NEVER
