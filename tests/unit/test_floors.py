@@ -33,8 +33,6 @@ VALUES = {"NamedTuple", "Struct", "msgspec.Struct", "Message"}
 MAY_BE_LARGE = {"kvstore/client/client.py: Client"}  # one method for each call of the API: what its users look for
 LARGER = {
     "kvstore/replication/copy.py: StoreCopy",
-    "kvstore/shard/node_stores.py: NodeStores",
-    "kvstore/shard/receiver.py: Receiver",
     "kvstore/shard/resident.py: Resident",
     "loadtest/simulate/loop.py: SimulatedLoop",
 }
