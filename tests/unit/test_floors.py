@@ -42,7 +42,6 @@ LARGER = {
     "kvstore/shard/resident.py: Resident",
     "loadtest/cluster/proxied.py: End",
     "loadtest/cluster/proxy.py: Proxy",
-    "loadtest/simulate/loop.py: SimulatedLoop",
 }
 FIRST_LINE_WORDS_MAX = 20
 SAME_FLOOR_MAY = {
