@@ -85,6 +85,7 @@ class ShardStats(msgspec.Struct):
     operations: int = 0
     compared_rounds: int = 0
     copies_differed: int = 0
+    lease_close: int = 0
     disputed_partitions: int = 0
     sync_inline: bool = True
     batch_ops: Histogram = msgspec.field(default_factory=_sizes)
@@ -118,6 +119,7 @@ _SHARD_COUNTERS = {
     "operations": "Operations decided in batches",
     "compared_rounds": "How often all partitions of the copies were compared with the primary's",
     "copies_differed": "Copies rebuilt because rows differed from the primary's, though both verify",
+    "lease_close": "Grants of the primary's lease that came in the last quarter of its time, or later",
 }
 _SHARD_HISTOGRAMS = {
     "batch_ops": "Operations per batch",

@@ -23,6 +23,7 @@ import click
 import msgspec
 
 from loadtest.bench import command, report, scaling
+from loadtest.bench.command import Several
 from loadtest.bench.data import SHARDS, make_data
 from loadtest.bench.drive import SETTLE_S, WARM_UP_S, Plan, Run
 from loadtest.bench.report import SystemFacts
@@ -61,26 +62,26 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 @click.option(
     "--seconds", type=click.IntRange(1), default=5, show_default=True, help="Length of one run (txn-zipf: 10 or more)."
 )
-@click.option("--connections", callback=command.numbers(10_000), default="1,32,128", show_default=True)
-@click.option("--systems", callback=command.names(SYSTEMS), default=",".join(SYSTEMS), show_default=True)
+@click.option("--connections", type=Several(click.IntRange(1, 10_000)), default="1,32,128", show_default=True)
+@click.option("--systems", type=Several(click.Choice(SYSTEMS)), default=",".join(SYSTEMS), show_default=True)
 @click.option(
     "--work",
     "works",
-    callback=command.names(tuple(WORKLOADS)),
+    type=Several(click.Choice(list(WORKLOADS))),
     default="get,put",
     show_default=True,
     help=f"Some of {', '.join(WORKLOADS)}.",
 )
 @click.option(
     "--shards",
-    callback=command.numbers(64),
+    type=Several(click.IntRange(1, 64)),
     default=str(SHARDS),
     show_default=True,
     help="Shards of this cluster; several, as in 1,2,4, are clusters of their own.",
 )
 @click.option(
     "--routers",
-    callback=command.numbers(8),
+    type=Several(click.IntRange(1, 8)),
     default="1",
     show_default=True,
     help="Routers of each of these; several, as in 1,2.",
@@ -154,17 +155,19 @@ async def _start(system: System, folder: Path) -> SystemFacts:
     command.tell(f"starting {system.name}")
     folder.mkdir()
     version = await asyncio.to_thread(system.version)
+    began_s = time.monotonic()
     await system.start(folder)
+    ready_s = time.monotonic() - began_s
     await asyncio.sleep(_IDLE_WAIT_S)
     idle_mb = processes.pss_bytes(system.roots) / _MB
-    command.tell(f"{system.name} is ready after {system.ready_s:.2f} s and takes {idle_mb:.0f} MB at rest")
+    command.tell(f"{system.name} is ready after {ready_s:.2f} s and takes {idle_mb:.0f} MB at rest")
     shards, routers = system.shape or (0, 0)
     return SystemFacts(
         system=system.name,
         version=version,
         shards=shards,
         routers=routers,
-        ready_s=system.ready_s,
+        ready_s=ready_s,
         idle_pss_mb=idle_mb,
     )
 

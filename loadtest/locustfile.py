@@ -21,6 +21,7 @@ import random
 import re
 import sys
 import uuid
+from collections.abc import Iterator
 from typing import Any
 
 import gevent
@@ -81,36 +82,6 @@ class YcsbUser(KeyValueUser):
         return Ycsb(self.mix, run.keys, random.Random())
 
 
-class YcsbA(YcsbUser):
-    weight = 4
-    mix = Mix.A
-
-
-class YcsbB(YcsbUser):
-    weight = 4
-    mix = Mix.B
-
-
-class YcsbC(YcsbUser):
-    weight = 2
-    mix = Mix.C
-
-
-class YcsbD(YcsbUser):
-    weight = 2
-    mix = Mix.D
-
-
-class YcsbE(YcsbUser):
-    weight = 1
-    mix = Mix.E
-
-
-class YcsbF(YcsbUser):
-    weight = 2
-    mix = Mix.F
-
-
 class JudgedUser(KeyValueUser):
     abstract = True
     kind: Judged
@@ -119,34 +90,29 @@ class JudgedUser(KeyValueUser):
         return self.kind.value.client(run.place())
 
 
-class Bank(JudgedUser):
-    weight = 2
-    kind = Judged.BANK
+_WEIGHTS = {
+    Mix.A: 4,
+    Mix.B: 4,
+    Mix.C: 2,
+    Mix.D: 2,
+    Mix.E: 1,
+    Mix.F: 2,
+    Judged.BANK: 2,
+    Judged.REGISTER: 2,  # 1: all others
+}
+_NAMES = {Judged.SECTION: "CriticalSection"}
 
 
-class Counter(JudgedUser):
-    kind = Judged.COUNTER
+def _users() -> Iterator[type[KeyValueUser]]:
+    """A class for each mix, as `YcsbA`, and for each judged workload, as `Bank`: by these names Locust finds them."""
+    for mix in Mix:
+        yield type(f"Ycsb{mix.name}", (YcsbUser,), {"mix": mix, "weight": _WEIGHTS[mix]})
+    for kind in Judged:
+        name = _NAMES.get(kind, kind.name.capitalize())
+        yield type(name, (JudgedUser,), {"kind": kind, "weight": _WEIGHTS.get(kind, 1)})
 
 
-class CriticalSection(JudgedUser):
-    kind = Judged.SECTION
-
-
-class Register(JudgedUser):
-    weight = 2
-    kind = Judged.REGISTER
-
-
-class Append(JudgedUser):
-    kind = Judged.APPEND
-
-
-class Set(JudgedUser):
-    kind = Judged.SET
-
-
-class Expiry(JudgedUser):
-    kind = Judged.EXPIRY
+globals().update((user.__name__, user) for user in _users())
 
 
 def kinds_of(environment: Any) -> list[Judged]:

@@ -21,6 +21,7 @@ import click
 import msgspec
 
 from loadtest.bench import command, report
+from loadtest.bench.command import Several
 from loadtest.bench.data import Data, make_data
 from loadtest.bench.reshard.figures import IDLE, Run, document, latency, render, summarize
 from loadtest.bench.reshard.foreground import Foreground
@@ -51,11 +52,11 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 @click.command(help=(__doc__ or "").partition("\n")[0])
 @click.option("--keys", type=click.IntRange(1), default=150_000, show_default=True, help="Keys of 100-byte values.")
 @command.rounds
-@click.option("--systems", callback=command.names(["kvstore", "redis"]), default="kvstore,redis", show_default=True)
+@click.option("--systems", type=Several(click.Choice(["kvstore", "redis"])), default="kvstore,redis", show_default=True)
 @click.option(
     "--load",
     "loads",
-    callback=command.names(list(LOADS)),
+    type=Several(click.Choice(list(LOADS))),
     default=f"{IDLE},mixed",
     show_default=True,
     help=f"What goes on in the foreground: some of {', '.join(LOADS)}.",

@@ -57,7 +57,10 @@ class Adoption:
             raise ForeignData(f"{self._note} cannot be read: it was not written by `kvstore cluster adopt`.") from None
 
     def check(self) -> None:
-        """Raises ForeignData where a store is missing or another one, DataInUse, DataCorrupt, OSError."""
+        """Look at all stores.
+
+        Raises ForeignData where one is missing or another one, DataInUse, DataCorrupt, OSError.
+        """
         if self._is_done:
             return
         for shard in self.cluster_map.shards:

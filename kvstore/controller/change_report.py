@@ -2,7 +2,7 @@
 
 Owns: what stands in such a document, what a change waits for, in words.
 Promises: pure; what the controller's document says and what is under way in memory are of one map.
-Leaves to others: what is kept (`changes`), what is under way (`mover`), HTTP (`app`).
+Leaves to others: what is kept (`changes`), what is under way (`mover`), HTTP (`routes`).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Doing(NamedTuple):
     def plus(self, move: Move, report: MoveUnderWay) -> Doing:
         """With that move, which is at that point."""
         copied = min(report.keys_done / report.keys_total, 1.0) if report.keys_total else 0.0
-        line = f"{move.source} to {move.to}: {report.detail}"
+        line = f"{move.source} to {move.to}: {report.detail.removesuffix('.')}"
         is_waiting = report.step == "waiting"
         return Doing(
             self.partitions + len(move.partitions) * copied,

@@ -3,7 +3,7 @@ Its document, and what is under way in memory, as of one map.
 
 Owns: putting both together.
 Promises: nothing of a change that the document shows as moved is missing from its figures.
-Leaves to others: the form of what is told (`change_report`), HTTP (`app`).
+Leaves to others: the form of what is told (`change_report`), HTTP (`routes`).
 """
 
 from __future__ import annotations
@@ -53,21 +53,21 @@ class ChangeViews:
         """`last` of GET /v1/moves."""
         pauses = {}
         if state.map is not None:
-            pauses = {change.id: self._mover.pauses(state.map, change.id) for change in state.changes}
+            pauses = {change.id: self._mover.tries.pauses(state.map, change.id) for change in state.changes}
         return change_report.last_change(state.changes, pauses, SYSTEM.now_ms())
 
     async def _state(self) -> ClusterState:
         state = await self._document.read()
         if state.map is not None:
-            await self._mover.caught_up(state.map)
+            await self._mover.tries.caught_up(state.map)
         return state
 
     def _described(self, change: Change, state: ClusterState) -> ChangeShown:
         around = Around()
         if state.map is not None:
             around = Around(
-                doing=self._mover.doing(state.map).get(change.id, Doing()),
-                pauses=self._mover.pauses(state.map, change.id),
+                doing=self._mover.tries.doing(state.map).get(change.id, Doing()),
+                pauses=self._mover.tries.pauses(state.map, change.id),
                 opening=self._opening(),
                 unanswered=self._mover.record.is_open(change.id),
                 ending=change.kind == "remove" and self._launches.may_run(change.shard or "", change.began_ms),

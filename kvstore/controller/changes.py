@@ -73,6 +73,7 @@ class Change(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     @property
     def is_running(self) -> bool:
+        """Whether it has not ended."""
         return self.state == "running"
 
 

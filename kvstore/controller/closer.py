@@ -73,10 +73,10 @@ class ChangeCloser:
         over = [c for c in state.changes if not c.is_running and c.id in record.known()]
         if not reached and not over:
             return False
-        await self._mover.caught_up(cluster_map)
+        await self._mover.tries.caught_up(cluster_map)
         due = [change for change in (*reached, *over) if not self._waits(change, cluster_map)]
         if due:
-            pauses = {change.id: self._mover.pauses(cluster_map, change.id) for change in due}
+            pauses = {change.id: self._mover.tries.pauses(cluster_map, change.id) for change in due}
             now_ms, ended_max = self._environment.now_ms(), self._limits.changes_kept_max
             await self._document.change(lambda present: change_steps.ended(present, pauses, now_ms, ended_max))
             for change in due:

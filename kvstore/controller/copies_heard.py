@@ -14,28 +14,34 @@ from kvstore.replication.configuration import Configuration, Primary, Replica
 
 
 class CopiesHeard:
+    """What nodes tell of copies as of `now`, in seconds of the clock of `heard`."""
+
     def __init__(self, heard: Heard, now: float) -> None:
         self._heard = heard
         self._now = now
 
     def report(self, node: str, shard: str, copy_id: str | None = None) -> CopyReport | None:
         """What the node tells of its copy, under that id if one is given.
-        None of a node that is silent."""
+
+        None of a node that is silent.
+        """
         return self._heard.report(node, shard, copy_id) if self._heard.is_here(node, self._now) else None
 
     def serves(self, config: Configuration) -> bool:
-        """Its primary answers, as far as its node says."""
+        """Whether its primary answers, as far as its node says."""
         report = self.report(config.primary.node, config.shard, config.primary.copy_id)
         return report is not None and report.serves
 
     def complete(self, config: Configuration, copy: Replica) -> CopyReport | None:
         """What its node tells of a copy that was filled once, so that it could be gone on with.
-        None of others."""
+
+        None of others.
+        """
         report = self.report(copy.node, config.shard, copy.copy_id)
         return report if report is not None and report.role == "copy" and report.number else None
 
     def is_primary_silent(self, config: Configuration) -> bool:
-        """The primary was not heard for so long that it is replaced."""
+        """Whether the primary was not heard for so long that it is replaced."""
         return self._heard.primary_silent_since(*config.primary, self._now) is not None
 
     def in_sync_here(self, config: Configuration) -> list[str]:
@@ -50,18 +56,20 @@ class CopiesHeard:
         return report is not None and self._is_below(report, config)
 
     def is_opened(self, config: Configuration) -> bool:
-        """Its primary is about to serve it, with the longest log of all copies in sync."""
+        """Whether its primary is about to serve it, with the longest log of all copies in sync."""
         report = self.report(config.primary.node, config.shard, config.primary.copy_id)
         return report is not None and report.role == "opening"
 
     def ends_early(self, config: Configuration) -> bool:
-        """Neither its primary nor a copy in sync whose node is heard has all that was committed."""
+        """Whether neither its primary nor a copy in sync whose node is heard has all that was committed."""
         longest = self._longest(config)
         return longest is None or self._is_below(longest, config)
 
     def older(self, config: Configuration) -> CopyReport | None:
-        """Of a shard that is not served since all that is here of it is too old.
-        The one with the longest log."""
+        """The report with the longest log, of a shard of which all that is here is too old.
+
+        None of other shards, and while the primary may still serve.
+        """
         may_go_on = self.is_opened(config) or self.is_primary_silent(config)
         if self.serves(config) or not may_go_on:
             return None
@@ -69,7 +77,7 @@ class CopiesHeard:
         return longest if longest is not None and self._is_below(longest, config) else None
 
     def is_joining(self, config: Configuration) -> bool:
-        """A copy that is named and whose node is here is not in sync yet."""
+        """Whether a copy that is named, and whose node is here, is not in sync yet."""
         return any(
             copy.state == "joining"
             and (report := self.report(copy.node, config.shard, copy.copy_id)) is not None

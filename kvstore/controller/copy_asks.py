@@ -19,15 +19,15 @@ from kvstore.replication.failover import plan_change
 
 
 def check_replicas(replicas: int) -> None:
-    """Raises BadBody."""
+    """Refuse a number of copies out of its bounds. Raises BadBody."""
     if not 1 <= replicas <= REPLICAS_MAX:
         raise BadBody(f"replicas {replicas} must be 1 to {REPLICAS_MAX}; 2 survives the loss of any one disk.")
 
 
 def with_replicas(state: ClusterState, replicas: int, unserved: Sequence[str]) -> ClusterState:
-    """There are to be so many copies of every key. `unserved`: the shards whose primary does not answer.
+    """The state in which so many copies of every key are to be.
 
-    Raises BadBody, ChangeRefused, Unavailable.
+    `unserved`: the shards whose primary does not answer. Raises BadBody, ChangeRefused, Unavailable.
     """
     check_replicas(replicas)
     cluster_map = formed_map(state)
@@ -45,7 +45,10 @@ def with_replicas(state: ClusterState, replicas: int, unserved: Sequence[str]) -
 
 
 def with_primary(state: ClusterState, shard_id: str, to: str) -> ClusterState:
-    """A person wants the shard's primary on that node. Raises NotFound, ChangeRefused, Unavailable."""
+    """The state in which a person wants the shard's primary on that node.
+
+    Raises NotFound, ChangeRefused, Unavailable.
+    """
     cluster_map = formed_map(state)
     shard = checked_shard(cluster_map, shard_id)
     present = configuration_of(cluster_map, shard_id)

@@ -34,12 +34,15 @@ class Ended(NamedTuple):
     detail: str
 
     def as_change(self, change_id: str, now_ms: int) -> Change:
+        """The change as it is kept, which has ended at `now_ms`, Unix time."""
         began_ms = now_ms - round(self.took_s * 1000)
         change = Change(id=change_id, kind=self.kind, shard=self.shard, to=self.to, began_ms=began_ms)
         return done(change, now_ms, self.detail)
 
 
 class CopyJournal:
+    """The memory of what was decided. `stats`: counted since the start of the process."""
+
     def __init__(self) -> None:
         self.stats = CopyStats()
         self._failovers: dict[str, Step] = {}  # whose new primary does not serve yet, by shard

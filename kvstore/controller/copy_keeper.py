@@ -284,6 +284,6 @@ def _term(cluster_map: ClusterMap, shard: str) -> int:
 
 
 def check_beat(node_id: str, beat: Beat) -> None:
-    """Raises BadBody unless the beat is that of the node in the path."""
+    """Refuse a beat that is not that of the node in the path. Raises BadBody."""
     if beat.node != node_id:
         raise BadBody(f"the beat is that of node {beat.node}, not of {node_id}.")

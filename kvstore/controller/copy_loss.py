@@ -37,7 +37,7 @@ class Loss(NamedTuple):
 
 
 def judged(places: Places, shard_id: str, to: str) -> Loss:
-    """Raises NotFound, ChangeRefused with what to do instead, Unavailable."""
+    """What going on with that copy would lose. Raises NotFound, ChangeRefused with what to do instead, Unavailable."""
     cluster_map = places.cluster_map
     checked_shard(cluster_map, shard_id)
     refuse_while_struck(cluster_map)
@@ -73,7 +73,7 @@ def _refuse_while_served(config: Configuration, places: Places) -> None:
 
 
 def check_confirmed(loss: Loss, confirmed: str | None, told: Told) -> None:
-    """Raises ChangeRefused, which says what is lost, unless the shard's id was typed again."""
+    """Refuse a loss unless the shard's id was typed again. Raises ChangeRefused, which says what is lost."""
     if confirmed == loss.shard:
         return
     raise ChangeRefused(

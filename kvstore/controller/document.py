@@ -4,7 +4,7 @@ Owns: the encoding of `ClusterState`, and its conversion where the map in it is 
 Promises: a change is decided on the state that it replaces, however many others are under way: the loser of the race
 reads again and decides again. A change whose outcome cannot be told at first is looked up. Who has heard of an epoch
 above the stored one has lost changes (its file is an old copy), and changes nothing.
-Leaves to others: what to change (`membership`, `placement.moves`), atomicity and durability (`store`).
+Leaves to others: what to change (`membership`, `placement.moves`), atomicity and durability (`map_store`).
 
 `told_numbers` is what this process, the only controller, knows of the numbers that stores have told: what the store of
 the map keeps, and what beats have brought since, which is kept when it may be needed.
@@ -70,13 +70,13 @@ class ClusterDocument:
         heard = self.heard(state.map.cluster_id)
         return ControllerBehind(
             f"this controller's map is that of epoch {state.map.epoch}, but nodes follow one of epoch {heard}: its "
-            "file is an old copy",
+            "file is an old copy.",
             epoch=state.map.epoch,
             heard=heard,
         )
 
     async def read(self) -> ClusterState:
-        """Raises Unavailable, ForeignData if the stored document is no cluster map of this program."""
+        """The stored state. Raises Unavailable; ForeignData if it is no cluster map of this program."""
         return _decode_state((await self._store.read()).document)
 
     async def after(self, revision: int) -> tuple[int, ClusterState]:

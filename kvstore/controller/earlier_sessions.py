@@ -18,11 +18,12 @@ log = logging.getLogger(__name__)
 
 
 def sessions_path(data_dir: Path, controller_id: str) -> Path:
+    """The file of that controller's sessions."""
     return data_dir / f"controller-{controller_id}.sessions"
 
 
 def begin_session(path: Path, session_id: str) -> list[str]:
-    """Add the id to the file; returns those before it, the oldest first."""
+    """Add the id to the file; returns those before it, the oldest first. Raises nothing: see the module."""
     earlier: list[str] = []
     try:
         if path.exists():

@@ -16,6 +16,8 @@ _STALLED_SHARE = 0.5  # of `failover_after_s`: a controller that was away for so
 
 
 class FailureDetector:
+    """When nodes were heard. `failover_after_s`: after so many seconds one is held for dead."""
+
     def __init__(self, failover_after_s: float, now: float) -> None:
         self.failover_after_s = failover_after_s
         self._counts_from = now
@@ -45,14 +47,14 @@ class FailureDetector:
         return max(self._heard_at.get(node, self._counts_from), self._counts_from)
 
     def silent_for(self, node: str, now: float) -> float:
-        """Since it was heard last, as far as this process knows."""
+        """For how many seconds it was not heard, as far as this process knows."""
         return now - self.heard_at(node)
 
     def is_silent(self, node: str, now: float) -> bool:
-        """It is held for dead."""
+        """Whether it is held for dead."""
         return failover.silent(self._heard_at.get(node), self._counts_from, now, self.failover_after_s)
 
     def is_near(self, node: str, at: float, now: float) -> bool:
-        """What it asked for at that time still holds: it was heard since then, and not long ago."""
+        """Whether what it asked for at that time still holds: it was heard since then, and not long ago."""
         heard_at = self._heard_at.get(node)
         return heard_at is not None and failover.hears_sender(at, heard_at, now, self.failover_after_s)

@@ -36,17 +36,22 @@ class Launcher:
         self._came = asyncio.Event()
 
     def note(self, running: frozenset[str]) -> None:
+        """It has asked, and runs these shards."""
         self._running, self._asked_s = running, self._clock_s()
         self._came.set()
 
     async def comes(self) -> bool:
-        """Whether one is there. A controller that has just started does not know yet, and waits for its question."""
+        """Whether one is there.
+
+        A controller that has just started does not know yet, and waits for its question, `GRACE_S` at most.
+        """
         with suppress(TimeoutError):
             async with asyncio.timeout(max(0.0, self._began_s + GRACE_S - self._clock_s())):
                 await self._came.wait()
         return self._is_there()
 
     def running(self) -> frozenset[str]:
+        """The shards that it runs; none if no launcher is there."""
         return self._running if self._is_there() else frozenset()
 
     def may_run(self, shard_id: str, *, is_new: bool) -> bool:

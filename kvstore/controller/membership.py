@@ -94,7 +94,7 @@ class FirstMembers(NamedTuple):
 
 
 def check(announcement: Announcement) -> None:
-    """Raises BadBody for a field without sense."""
+    """Refuse an announcement with a field without sense. Raises BadBody."""
     check_id(announcement.id)
     check_url(announcement.url)
     if not announcement.store_id or announcement.cluster_id == "":
@@ -106,13 +106,13 @@ def check(announcement: Announcement) -> None:
 
 
 def check_id(shard_id: str) -> None:
-    """Raises BadBody."""
+    """Refuse what is no id of a shard. Raises BadBody."""
     if not ID_PATTERN.fullmatch(shard_id):
         raise BadBody(f"id {shard_id!r} is no shard id: it must match {ID_PATTERN.pattern}.")
 
 
 def check_url(url: str) -> None:
-    """Raises BadBody."""
+    """Refuse an address that others cannot reach. Raises BadBody."""
     if not _URL.fullmatch(url) or (address := _address(url)) is None:
         raise BadBody(f"url {url!r} is no address such as http://127.0.0.1:9101.")
     host, port = address
@@ -129,7 +129,7 @@ def _address(url: str) -> tuple[str, int | None] | None:
 
 
 def check_weight(weight: int) -> None:
-    """Raises BadBody."""
+    """Refuse a weight out of its bounds. Raises BadBody."""
     if not 1 <= weight <= WEIGHT_MAX:
         raise BadBody(f"weight {weight} must be 1 to {WEIGHT_MAX}; 1 is the usual weight.")
 
@@ -139,15 +139,16 @@ def decide(
 ) -> ClusterState:
     """The state after the announcement; the same one if it changes nothing.
 
-    Raises ForeignData for a file that is not the one the cluster knows (or knows under another id), Conflict
-    for a shard that is no member and is not to become one.
+    Raises ForeignData for a file that is not the one the cluster knows (or knows under another id), Conflict for a
+    shard that is no member and is not to become one, ControllerBehind for one of a cluster of which this controller
+    knows nothing.
     """
     if state.map is not None:
         return _decide_formed(state, state.map, announcement, plan)
     if announcement.cluster_id is not None:
         raise ControllerBehind(
             f"the file of shard {announcement.id} belongs to cluster {announcement.cluster_id}, "
-            "of which this controller knows nothing"
+            "of which this controller knows nothing."
         )
     if announcement.id not in first.weights:
         raise _not_a_member(announcement.id)
@@ -274,7 +275,10 @@ def may_join(state: ClusterState, announcement: Announcement) -> bool:
 def check_newcomer(
     state: ClusterState, shard_id: str, cluster_id: str | None = None, partitions: int | None = None
 ) -> None:
-    """Raises ChangeRefused if the id is taken, ForeignData if the file is not for this cluster, Unavailable."""
+    """Check that the shard may join.
+
+    Raises ChangeRefused if the id is taken, ForeignData if the file is not for this cluster, Unavailable.
+    """
     cluster_map = formed_map(state)
     refuse_while_struck(cluster_map)
     shard = cluster_map.shard(shard_id)
@@ -350,7 +354,7 @@ def lost(state: ClusterState, shard_id: str) -> ClusterState:
 
 
 def refuse_while_struck(cluster_map: ClusterMap) -> None:
-    """Raises ChangeRefused: until the partitions of a lost shard are open, members and moves stay as they are."""
+    """Until the partitions of a lost shard are open, members and moves stay as they are. Raises ChangeRefused."""
     if waiting := [strike.shard for strike in cluster_map.strikes if not strike.opened]:
         raise ChangeRefused(
             f"shard {', '.join(waiting)} is being given up, for which every other shard must be there: start those "
@@ -385,7 +389,7 @@ def without_moves(state: ClusterState) -> ClusterState:
 
 
 def formed_map(state: ClusterState) -> ClusterMap:
-    """Raises Unavailable before the cluster is formed."""
+    """The map. Raises Unavailable before the cluster is formed."""
     if state.map is None:
         raise Unavailable(
             "the cluster is not formed yet: its first shards have not all announced themselves.", retry_after_ms=1000

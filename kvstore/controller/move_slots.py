@@ -18,6 +18,8 @@ from contextlib import asynccontextmanager
 
 
 class MoveSlots:
+    """Room for `at_once_max` moves, and for `of_shard_max` with the same shard as source or destination."""
+
     def __init__(self, at_once_max: int, of_shard_max: int) -> None:
         self._at_once_max = at_once_max
         self._of_shard_max = of_shard_max
@@ -27,7 +29,10 @@ class MoveSlots:
 
     @asynccontextmanager
     async def place(self, source: str, to: str) -> AsyncIterator[None]:
-        """Wait for a place, and keep it for the block."""
+        """Wait for a place, and keep it for the block.
+
+        A caller that is cancelled while it waits leaves its line.
+        """
         shards = source, to
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append((shards, turn))

@@ -1,6 +1,6 @@
 """The mover: carries out the moves that stand in the map, and survives whatever fails while it works.
 
-Owns: the tries under way and how far they are, both in memory only; beginning, committing and voiding moves.
+Owns: beginning, committing and voiding moves.
 Promises:
   - A move is committed only when its destination has said that this very try is done, and only while it stands; where
     shards have copies, only as `commit_checks` says.
@@ -8,7 +8,8 @@ Promises:
     ends as soon as the source follows. The same partitions are then tried under a new id, from the start.
   - So many tries at most are at work at once, in all and of each shard (`move_slots`), and one for each pair of source
     and destination. One that waits for a shard which is away takes none of these places.
-Leaves to others: the data (the destination does all of that), what is to move (`placement.moves`).
+Leaves to others: the data (the destination does all of that), what is to move (`placement.moves`), how far tries are
+(`move_tries`), what is said to shards (`move_talk`).
 
 A try, from the controller's side
 ---------------------------------
@@ -34,38 +35,30 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter
 from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
 from kvstore import failpoints
 from kvstore.config import Limits
 from kvstore.controller import change_steps
-from kvstore.controller.change_report import Doing
-from kvstore.controller.changes import Change, Pauses
-from kvstore.controller.commit_checks import Terms, lacks_copies, refusal, terms_of
+from kvstore.controller.changes import Change
+from kvstore.controller.commit_checks import lacks_copies, refusal, terms_of
 from kvstore.controller.document import ClusterDocument
 from kvstore.controller.membership import ClusterState, formed_map
 from kvstore.controller.move_slots import MoveSlots
+from kvstore.controller.move_talk import FIRST_WAIT_S, Away, MoveTalk, longer
+from kvstore.controller.move_tries import Tries, Try, now_s
 from kvstore.controller.record import Record, milliseconds
 from kvstore.controller.shards import ShardClients
 from kvstore.environment import SYSTEM, Environment
-from kvstore.errors import KvError, Unavailable, from_problem
+from kvstore.errors import KvError, Unavailable
 from kvstore.placement import moves
 from kvstore.placement.cluster_map import ClusterMap, Move
-from kvstore.protocol import Progress
-from kvstore.transport.change_documents import MoveUnderWay
 
 log = logging.getLogger(__name__)
-
-_FIRST_WAIT_S = 0.01
-_FIRST_PAUSE_S = 0.1  # after a try that failed
-_ANSWER_S = 0.5  # a Receive is answered at the latest after this time
-
-Pair = tuple[str, str]
 
 
 def new_move_id(environment: Environment = SYSTEM) -> str:
@@ -73,79 +66,28 @@ def new_move_id(environment: Environment = SYSTEM) -> str:
     return environment.random_hex(8)
 
 
-class _Away(Exception):
-    """The destination cannot be asked, and nothing was sent to it."""
-
-
 class _Refused(Exception):
     """The move may not be committed as things are now, and is to be tried again."""
 
 
-class _Trouble(NamedTuple):
-    """Tries of a pair that failed one after the other: how many, and why the last one did."""
-
-    tries: int
-    detail: str
-
-
-class _Try:
-    """A move under way. `deciding`: its swap has begun, it must not be cancelled any more; `decided`: it is over."""
-
-    def __init__(self, move: Move) -> None:
-        self.move = move
-        self.pair = move.source, move.to
-        self.task: asyncio.Task[None] | None = None
-        self.deciding = False
-        self.decided = asyncio.Event()
-        self.step = "queued"
-        self.detail = ""
-        self.keys_done = 0
-        self.keys_total = 0
-        self.bytes_done = 0
-        self.frozen_s: float | None = None
-        self.terms: Terms | None = None  # in which it began
-        self.waits_since_s: float | None = None
-
-    def note(self, step: str, detail: str = "") -> None:
-        self.step, self.detail = step, detail
-
-    def has_waited_s(self, now_s: float) -> float:
-        """For how long the destination has been waiting for the source."""
-        return now_s - self.waits_since_s if self.waits_since_s is not None else 0.0
-
-    def take(self, progress: Progress, asked_s: float, now_s: float) -> None:
-        """How far the destination is. `asked_s`: when the question was sent."""
-        if not progress.detail or progress.step not in ("copy", "tail"):
-            self.waits_since_s = None
-        elif self.waits_since_s is None:
-            self.waits_since_s = now_s
-        step = "freeze" if progress.step == "fence" else progress.step  # so nodes of earlier versions call it
-        self.note(step if self.waits_since_s is None else "waiting", progress.detail)
-        self.keys_done, self.keys_total = progress.rows_done, progress.rows_total
-        self.bytes_done = progress.bytes_done
-        if self.frozen_s is None and step in ("freeze", "done"):
-            self.frozen_s = now_s if step == "freeze" else asked_s
-            failpoints.hit("move-after-freeze-seen")
-
-
 class Mover:
-    """`run` it in a task of its own; `report` and `steps` may be asked at any time."""
+    """`run` it in a task of its own; `tries` may be asked at any time."""
 
     def __init__(
         self, document: ClusterDocument, shards: ShardClients, limits: Limits, environment: Environment = SYSTEM
     ) -> None:
         self.record = Record()
+        self.tries = Tries(self.record)
         self.is_dead: Callable[[str], bool] = lambda node: False  # whether a node is held for dead
         self.holds_still: Callable[[ClusterMap], bool] = lambda cluster_map: False  # too many nodes are silent
         self._environment = environment
         self._new_id = partial(new_move_id, environment)
         self._document = document
         self._shards = shards
+        self._talk = MoveTalk(shards, limits)
         self._limits = limits
         self._places = MoveSlots(limits.moves_at_once_max, limits.moves_of_shard_max)
         self._map: ClusterMap | None = None
-        self._tries: dict[Pair, _Try] = {}
-        self._troubles: dict[Pair, _Trouble] = {}
         self._tasks: dict[asyncio.Task[None], None] = {}
         self._stopping = False
 
@@ -181,39 +123,6 @@ class Mover:
         now_ms = self._environment.now_ms()
         return change_steps.adopted(voided, Change(id=self._new_id(), kind="rebalance", began_ms=now_ms))
 
-    # --- what people see ---------------------------------------------------------------------------------------------
-
-    async def caught_up(self, cluster_map: ClusterMap) -> None:
-        """Returns when `last` counts all that map shows as done.
-        A try hears of its swap a little later than others."""
-        standing = {move.id for move in cluster_map.moves}
-        for each in list(self._tries.values()):
-            if each.deciding and each.move.id not in standing:
-                await each.decided.wait()
-
-    def report(self, cluster_map: ClusterMap) -> list[MoveUnderWay]:
-        """The moves of that map, in order, and how far each is."""
-        under_way = {each.move.id: each for each in self._tries.values()}
-        now_s = _now_s()
-        return [_report(move, under_way.get(move.id), now_s) for move in cluster_map.moves]
-
-    def steps(self, cluster_map: ClusterMap) -> dict[str, float]:
-        """How many moves of that map are at each step."""
-        return dict(Counter(move.step for move in self.report(cluster_map)))
-
-    def doing(self, cluster_map: ClusterMap) -> dict[str, Doing]:
-        """What is under way of each change, by its id."""
-        found: dict[str, Doing] = {}
-        for move, report in zip(cluster_map.moves, self.report(cluster_map), strict=True):
-            found[move.change] = found.get(move.change, Doing()).plus(move, report)
-        return found
-
-    def pauses(self, cluster_map: ClusterMap, change_id: str) -> Pauses:
-        """The write pauses of that change so far, as far as this process knows."""
-        standing = {move.id for move in cluster_map.moves if move.change == change_id}
-        tries = [t for t in self._tries.values() if t.move.id in standing]
-        return self.record.pauses(change_id, _now_s(), [t.frozen_s for t in tries if t.frozen_s is not None])
-
     # --- which tries are under way -----------------------------------------------------------------------------------
 
     def _take(self, cluster_map: ClusterMap) -> None:
@@ -223,9 +132,9 @@ class Mover:
         self._map = cluster_map
         self._shards.follow(cluster_map)
         if not cluster_map.moves:
-            self._troubles.clear()
+            self.tries.troubles.clear()
         standing = {move.id: move for move in cluster_map.moves}
-        for each in self._tries.values():
+        for each in self.tries.by_pair.values():
             each.move = standing.get(each.move.id, each.move)  # it may be part of another change by now
             if each.move.id not in standing and not each.deciding and each.task is not None:
                 each.task.cancel()
@@ -238,8 +147,8 @@ class Mover:
         if self._map is None or self._stopping:
             return
         for move in self._map.moves:
-            if (move.source, move.to) not in self._tries:
-                new = self._tries[move.source, move.to] = _Try(move)
+            if (move.source, move.to) not in self.tries.by_pair:
+                new = self.tries.by_pair[move.source, move.to] = Try(move)
                 new.task = self._start(self._run_try(new))
                 new.task.add_done_callback(partial(self._leave, new))  # also if it is cancelled before it has begun
 
@@ -249,31 +158,31 @@ class Mover:
         task.add_done_callback(self._tasks.pop)
         return task
 
-    async def _run_try(self, current: _Try) -> None:
+    async def _run_try(self, current: Try) -> None:
         try:
             await self._carry_out(current)
         except Exception:
             log.exception("the move %s of %s to %s failed", current.move.id, *current.pair)
-            self._note_trouble(current, "the controller met an error of its own; its log says more")
+            self.tries.note_trouble(current, "the controller met an error of its own; its log says more")
 
-    def _leave(self, current: _Try, _: object = None) -> None:
+    def _leave(self, current: Try, _: object = None) -> None:
         """Make room for the next move of the pair."""
         current.decided.set()
-        if self._tries.get(current.pair) is current:
-            del self._tries[current.pair]
+        if self.tries.by_pair.get(current.pair) is current:
+            del self.tries.by_pair[current.pair]
             self._fill()
 
     # --- one try -----------------------------------------------------------------------------------------------------
 
-    async def _carry_out(self, current: _Try) -> None:
+    async def _carry_out(self, current: Try) -> None:
         committed = False
         while not current.deciding:
             await self._reach(current)
             async with self._places.place(*current.pair):
                 try:
-                    failure = await self._receive(current)
-                except _Away:
-                    await asyncio.sleep(_FIRST_WAIT_S)
+                    failure = await self._talk.receive(current)
+                except Away:
+                    await asyncio.sleep(FIRST_WAIT_S)
                     continue
                 current.deciding = True
                 if failure is None:
@@ -284,20 +193,18 @@ class Mover:
         if committed:
             await self._tell_of_commit(current)
 
-    async def _reach(self, current: _Try) -> None:
+    async def _reach(self, current: Try) -> None:
         """Both shards follow a map in which the try stands; if the tries before failed, not too soon after them."""
         assert self._map is not None
-        epoch, wait_s = self._map.epoch, _FIRST_WAIT_S
-        while missing := self._held() or await self._bring(current.move, epoch) or self._lacks(current.move):
+        epoch, wait_s = self._map.epoch, FIRST_WAIT_S
+        while missing := self._held() or await self._talk.bring(current.move, epoch) or self._lacks(current.move):
             current.note("waiting", missing)
             await asyncio.sleep(wait_s)
-            wait_s = self._longer(wait_s)
-        trouble = self._troubles.get(current.pair)
+            wait_s = longer(wait_s, self._limits)
+        trouble = self.tries.troubles.get(current.pair)
         if trouble is not None:
             current.note("waiting", f"tried {trouble.tries} times so far: {trouble.detail}")
-            await asyncio.sleep(
-                min(_FIRST_PAUSE_S * 2 ** min(trouble.tries - 1, 10), self._limits.reconnect_wait_s_max)
-            )
+            await asyncio.sleep(trouble.pause_s(self._limits.reconnect_wait_s_max))
         current.terms = terms_of(self._map, current.move)
         current.note("queued")
 
@@ -309,64 +216,9 @@ class Mover:
     def _lacks(self, move: Move) -> str:
         return lacks_copies(self._map, move, self.is_dead) if self._map is not None else ""
 
-    async def _bring(self, move: Move, epoch: int, *, again: bool = False) -> str:
-        """Bring both shards to that epoch; says who could not be brought, empty if none."""
-        shards = (move.to, move.source)
-        found = await asyncio.gather(
-            *(self._shards.bring(shard, epoch, again=again) for shard in shards), return_exceptions=True
-        )
-        for outcome in found:
-            if isinstance(outcome, BaseException) and not isinstance(outcome, KvError):
-                raise outcome
-        return "; ".join(outcome.detail for outcome in found if isinstance(outcome, KvError))
-
-    async def _receive(self, current: _Try) -> str | None:
-        """None when the destination is done, else why the try must be voided. Raises _Away if nothing was sent."""
-        move, seen, wait_s, was_sent = current.move, "", _FIRST_WAIT_S, False
-        while True:
-            asked_s = _now_s()
-            try:
-                answer = self._shards.receive(move.to, move.id, seen)
-                was_sent = True
-                async with asyncio.timeout(self._patience_s(current)):
-                    reply = await answer
-            except TimeoutError:
-                return self._impatience(current)
-            except KvError as error:
-                if not was_sent:
-                    raise _Away from error
-                return error.detail
-            if isinstance(reply, Progress):
-                current.take(reply, asked_s, _now_s())
-                if reply.step in ("done", "failed"):
-                    return None if reply.step == "done" else reply.detail or "the destination failed"
-                if current.has_waited_s(_now_s()) > self._limits.request_timeout_s:
-                    return reply.detail  # it waits on without its place: see `_reach`
-                seen = reply.step
-                continue
-            refusal = from_problem(reply.problem)
-            if reply.status != 409 or seen:
-                return refusal.detail
-            # It does not stand in the destination's map: not yet, or the shard was restarted with an older one.
-            current.note("waiting", f"shard {move.to} has not heard of the move yet")
-            await asyncio.sleep(wait_s)
-            wait_s = self._longer(wait_s)
-            await self._bring(move, 0, again=True)
-
-    def _patience_s(self, current: _Try) -> float:
-        """How long the next answer may take: no longer than a freeze that is not heard of may last."""
-        if current.frozen_s is None:
-            return _ANSWER_S + self._limits.move_freeze_timeout_s
-        return max(0.0, current.frozen_s + self._limits.move_freeze_timeout_s - _now_s())
-
-    def _impatience(self, current: _Try) -> str:
-        if current.frozen_s is None:
-            return f"shard {current.move.to} did not say in time how far it is"
-        return f"the freeze lasted longer than {self._limits.move_freeze_timeout_s:g} s"
-
     # --- the end of a try --------------------------------------------------------------------------------------------
 
-    async def _commit(self, current: _Try) -> bool:
+    async def _commit(self, current: Try) -> bool:
         """Whether the partitions are the destination's now; not if the move no longer stood."""
         move = current.move
         assert current.frozen_s is not None
@@ -374,7 +226,7 @@ class Mover:
         current.note("done")
         failpoints.hit("move-before-commit")
         try:
-            pause_ms = milliseconds(_now_s() - current.frozen_s)
+            pause_ms = milliseconds(now_s() - current.frozen_s)
             ended_max = self._limits.changes_kept_max
 
             def commit(state: ClusterState) -> ClusterState:
@@ -396,7 +248,7 @@ class Mover:
                 return False
         failpoints.hit("move-after-commit")
         self.record.note_commit(current.move, *done, current.frozen_s)
-        self._troubles.pop(current.pair, None)
+        self.tries.troubles.pop(current.pair, None)
         log.info(
             "epoch %d: %d partitions of %s are %s's now (%d rows)",
             cluster_map.epoch, len(move.partitions), *current.pair, current.keys_done,
@@ -404,11 +256,11 @@ class Mover:
         self._take(cluster_map)
         return True
 
-    async def _void(self, current: _Try, failure: str) -> None:
+    async def _void(self, current: Try, failure: str) -> None:
         move, fresh = current.move, self._new_id()
         log.warning("the move %s of %s to %s begins again: %s", move.id, *current.pair, failure)
         current.note("waiting", failure)
-        self._note_trouble(current, failure)
+        self.tries.note_trouble(current, failure)
         failpoints.hit("move-before-void")
         try:
             cluster_map = await self._insist(
@@ -419,15 +271,15 @@ class Mover:
         self.record.note_void()
         self._take(cluster_map)
 
-    async def _tell_of_commit(self, current: _Try) -> None:
+    async def _tell_of_commit(self, current: Try) -> None:
         """The write pause ends when the destination knows; the source learns at the same time."""
         assert current.frozen_s is not None
         self._start(self._tell(current.move.source))
-        wait_s = _FIRST_WAIT_S
+        wait_s = FIRST_WAIT_S
         while not await self._knows(current.move.to):
             await asyncio.sleep(wait_s)
-            wait_s = self._longer(wait_s)
-        self.record.note_answering(current.move, current.frozen_s, _now_s())
+            wait_s = longer(wait_s, self._limits)
+        self.record.note_answering(current.move, current.frozen_s, now_s())
 
     async def _tell(self, shard_id: str) -> None:
         """Once, to make it quick: who cannot be reached now will ask for the newest map."""
@@ -445,9 +297,9 @@ class Mover:
 
     # --- swaps -------------------------------------------------------------------------------------------------------
 
-    async def _insist(self, change: Callable[[ClusterState], ClusterState], current: _Try) -> ClusterMap:
+    async def _insist(self, change: Callable[[ClusterState], ClusterState], current: Try) -> ClusterMap:
         """Change the state, however long its store cannot answer; raises what `change` raises."""
-        wait_s = _FIRST_WAIT_S
+        wait_s = FIRST_WAIT_S
         while True:
             try:
                 changed = await self._document.change(change)
@@ -456,14 +308,7 @@ class Mover:
                 log.warning("the map cannot be changed, trying again: %s", error)
                 current.detail = error.detail
                 await asyncio.sleep(wait_s)
-                wait_s = self._longer(wait_s)
-
-    def _note_trouble(self, current: _Try, detail: str) -> None:
-        before = self._troubles.get(current.pair)
-        self._troubles[current.pair] = _Trouble(before.tries + 1 if before else 1, detail)
-
-    def _longer(self, wait_s: float) -> float:
-        return min(wait_s * 2, self._limits.reconnect_wait_s_max)
+                wait_s = longer(wait_s, self._limits)
 
 
 def _with_map(state: ClusterState, change: Callable[[ClusterMap], ClusterMap]) -> ClusterState:
@@ -472,22 +317,3 @@ def _with_map(state: ClusterState, change: Callable[[ClusterMap], ClusterMap]) -
 
 def _is_done(cluster_map: ClusterMap, move: Move) -> bool:
     return set(move.partitions) <= set(cluster_map.owned_by(move.to))
-
-
-def _report(move: Move, current: _Try | None, now_s: float) -> MoveUnderWay:
-    pause_s = now_s - current.frozen_s if current is not None and current.frozen_s is not None else 0.0
-    return MoveUnderWay(
-        source=move.source,
-        to=move.to,
-        partitions=len(move.partitions),
-        step=current.step if current is not None else "queued",
-        keys_done=current.keys_done if current is not None else 0,
-        keys_total=current.keys_total if current is not None else 0,
-        bytes_done=current.bytes_done if current is not None else 0,
-        write_pause_ms=milliseconds(pause_s),
-        detail=current.detail if current is not None else "",
-    )
-
-
-def _now_s() -> float:
-    return asyncio.get_running_loop().time()

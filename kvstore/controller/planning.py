@@ -30,7 +30,10 @@ Rule = Callable[[ClusterState, Plan], ClusterState]
 
 
 class Planner:
-    """Every method may be called by any number of tasks at the same time."""
+    """Plans and stores changes of the cluster.
+
+    Every method may be called by any number of tasks at the same time.
+    """
 
     def __init__(
         self,
@@ -47,14 +50,20 @@ class Planner:
         self._environment = environment
 
     def new_id(self) -> str:
+        """An id that no move, and no change, ever had."""
         return new_move_id(self._environment)
 
     def new_change(self, kind: Kind, shard: str | None = None, weight: int | None = None, **more: Any) -> Change:
+        """A change that is asked for now."""
         now_ms = self._environment.now_ms()
         return Change(id=self.new_id(), kind=kind, shard=shard, weight=weight, began_ms=now_ms, **more)
 
     async def change(self, asked: Change, decide: Rule, *, moves: bool = True) -> tuple[ClusterState, str]:
-        """The state after the change, and the change's id: that of one under way if it asks for the same."""
+        """The state after the change, and the change's id: that of one under way if it asks for the same.
+
+        `decide` may be called several times. `moves`: it may plan some. Raises what `decide` raises; ChangeRefused
+        where the disks have no room, Unavailable, ControllerBehind.
+        """
         before = await self.read()
         has_moves = moves or (before.map is not None and bool(before.map.moves))
         sizes = await self.measured(before) if has_moves else {}
@@ -72,6 +81,7 @@ class Planner:
         return after, known.id if known is not None else asked.id
 
     async def estimate(self, decide: Rule) -> PlanShown:
+        """What the change would move. Raises as `change` does."""
         state = await self.read()
         sizes = await self.measured(state)
         after = decide(state, self.plan(sizes, ""))
@@ -79,7 +89,7 @@ class Planner:
         return estimate(membership.formed_map(after), sizes)
 
     async def read(self) -> ClusterState:
-        """The state, for who wants to change it. Raises ControllerBehind if it was lost."""
+        """The state, for who wants to change it. Raises Unavailable, and ControllerBehind (`lost`) if it was lost."""
         state = await self._document.read()
         if lost := self._recovery.lost(state):
             raise lost
@@ -92,10 +102,12 @@ class Planner:
     def taken(
         self, before: ClusterState, after: ClusterState, change: Change, sizes: Mapping[str, Size]
     ) -> ClusterState:
+        """The state `after` with the change in it, and how many keys it is expected to move."""
         expect = expected_keys(membership.formed_map(after), sizes)
         return change_steps.taken(before, after, change, expect, self._limits.changes_kept_max)
 
     def plan(self, sizes: Mapping[str, Size], change_id: str) -> Plan:
+        """The rule by which moves of that change are planned, in groups of a size that follows from `sizes`."""
         return lambda cluster_map: planned(
             cluster_map,
             lambda source: group_partitions(cluster_map, source, sizes.get(source), self._limits),

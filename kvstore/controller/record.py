@@ -26,6 +26,8 @@ class _Pauses:
 
 
 class Record:
+    """Counts of moves, and the write pauses of each change; in memory only. Times are monotonic, in seconds."""
+
     def __init__(self) -> None:
         self.stats = MoveStats()
         self._pauses: dict[str, _Pauses] = {}
@@ -46,6 +48,7 @@ class Record:
             pauses.ended_s.append(now_s - frozen_s)
 
     def note_void(self) -> None:
+        """A try was given up."""
         self.stats.voided += 1
 
     def is_open(self, change_id: str) -> bool:
@@ -73,4 +76,5 @@ def percentile(values: list[float], percent: int) -> float:
 
 
 def milliseconds(seconds: float) -> float:
+    """Seconds as milliseconds, to a tenth of one."""
     return round(seconds * 1000, 1)

@@ -73,7 +73,7 @@ class Recovery:
         """What to say while there are nodes of a cluster, and no map of it here."""
         if state.map is not None or not (self.is_offered or self._document.heard_of_any):
             return None
-        return ControllerBehind("this controller has no map of the cluster that nodes belong to: its file is lost")
+        return ControllerBehind("this controller has no map of the cluster that nodes belong to: its file is lost.")
 
     async def found(self) -> Found:
         """The newest map that is to be had. Raises ChangeRefused if there is nothing to recover."""

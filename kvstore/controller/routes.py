@@ -214,8 +214,8 @@ class ChangeRoutes:
         moves, epoch = [], 0
         if state.map is not None:
             epoch = state.map.epoch
-            await self._mover.caught_up(state.map)
-            moves = self._mover.report(state.map)
+            await self._mover.tries.caught_up(state.map)
+            moves = self._mover.tries.report(state.map)
         wanted = list(state.wanted)
         ending = self._launches.ending(state)
         last = self._views.last(state)
@@ -239,7 +239,7 @@ class ChangeRoutes:
 
     async def get_metrics(self, call: Call) -> Response:
         state = await self._document.read()
-        steps = self._mover.steps(state.map) if state.map is not None else {}
+        steps = self._mover.tries.steps(state.map) if state.map is not None else {}
         epoch = state.map.epoch if state.map is not None else 0
         moves = move_families(self._mover.record.stats, steps, epoch)
         return Response(200, exposition(moves, self._keeper.families(state.map)), TEXT)

@@ -66,6 +66,8 @@ class _Link:
 
 
 class ShardClients:
+    """Channels to all shards of the map. `on_epoch`: called with the cluster and the epoch that a shard tells."""
+
     def __init__(self, limits: Limits, session: aiohttp.ClientSession, cluster: ClusterSession | None = None) -> None:
         self.cluster = cluster or ClusterSession()
         self._limits = limits
@@ -203,7 +205,7 @@ class ShardClients:
 
     def _link(self, shard_id: str) -> _Link:
         if shard_id not in self._links:
-            raise Unavailable(f"shard {shard_id} is no member any more", shard=shard_id, retry_after_ms=1000)
+            raise Unavailable(f"shard {shard_id} is no member any more.", shard=shard_id, retry_after_ms=1000)
         return self._links[shard_id]
 
 
@@ -212,4 +214,4 @@ def _leads_to(channel: Channel, cluster_map: ClusterMap, shard: Shard) -> bool:
 
 
 def _not_connected(shard_id: str) -> Unavailable:
-    return Unavailable(f"shard {shard_id} cannot be reached", shard=shard_id, retry_after_ms=1000)
+    return Unavailable(f"shard {shard_id} cannot be reached.", shard=shard_id, retry_after_ms=1000)

@@ -22,12 +22,17 @@ _log = logging.getLogger(__name__)
 
 
 class Twins:
+    """Asks the process at a shard's last address."""
+
     def __init__(self, shards: ShardClients) -> None:
         self._shards = shards
         self._told: set[str] = set()
 
     async def check(self, state: ClusterState, announcement: Announcement) -> None:
-        """Raises Conflict while the member of that id, with that file, goes on answering at its own address."""
+        """Refuse an announcement while the member with that file goes on answering at its own address.
+
+        Raises Conflict. Takes a second at most.
+        """
         shard = state.map.shard(announcement.id) if state.map is not None else None
         node = state.map.node(announcement.id) if state.map is not None else None
         if node is None or shard is None or shard.store_id != announcement.store_id or node.url == announcement.url:

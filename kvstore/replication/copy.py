@@ -104,6 +104,7 @@ class StoreCopy:
 
     @property
     def log(self) -> Log:
+        """The copy's log."""
         return self._log.log
 
     @property
@@ -113,7 +114,7 @@ class StoreCopy:
 
     @property
     def silent_s(self) -> float:
-        """For how long the copy has not heard its primary."""
+        """For how many seconds the copy has not heard its primary."""
         return self._environment.boottime_s() - self._heard_at
 
     @property
@@ -425,10 +426,9 @@ class StoreCopy:
     # --- a snapshot
 
     async def snapshot_begins(self, named: Session, of: Applied) -> bool:
-        """Replace log and file by an empty store as of that position; pages of rows follow.
-        False: it is not taken.
-
-        `of`: what the primary's engine stood for when it began to read. Raises LogFailed, OSError.
+        """Replace log and file by an empty store as of that position; False: it is not taken.
+        Pages of rows follow. `of`: what the primary's engine stood for when it began to read. Raises LogFailed,
+        OSError.
         """
         async with self._log.turn, self._applying:
             if not self.is_filling or not session.takes_snapshot(self._following, named, of.position, self.log.last):

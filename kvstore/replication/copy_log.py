@@ -56,7 +56,7 @@ class CopyLog:
         return True
 
     def append(self, entry: Entry) -> bool:
-        """False: it is not the next record, or the log is being changed."""
+        """Append the record; False if it is not the next one, or the log is being changed. Raises LogFailed."""
         if self.is_changing:
             return False
         try:
@@ -93,6 +93,7 @@ class CopyLog:
 
     @property
     def is_synced(self) -> bool:
+        """Whether all that was appended is durable."""
         return self.log.synced.number >= self.log.last.number
 
     def sync_now(self) -> None:

@@ -205,6 +205,7 @@ class Damping(NamedTuple):
 
 
 def may_fail_over(damping: Damping, now: float) -> bool:
+    """Whether the pause behind the last failover is over; `now` in seconds, by the clock of `last_at`."""
     return now - damping.last_at >= damping.pause_s
 
 

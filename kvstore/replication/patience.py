@@ -75,4 +75,5 @@ def lost(retry: Retry, now: float, pause_min_s: float) -> Retry:
 
 
 def may_join(retry: Retry, now: float) -> bool:
+    """Whether the copy may be tried again."""
     return now >= retry.not_before

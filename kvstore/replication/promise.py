@@ -45,6 +45,7 @@ _ID_BYTES_MAX = 4096
 
 
 def identity_path(folder: Path, store: str) -> Path:
+    """The file of the copy whose store has that name."""
     return folder / f"{store}.id"
 
 

@@ -14,11 +14,15 @@ Leaves to others: how long a copy may take (`patience`), the lease (`lease`), th
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import NamedTuple
 
 from kvstore import failpoints
 from kvstore.replication.configuration import Configuration, Replica, Request, RequestKind
 from kvstore.replication.session import Session
+
+LinkKey = tuple[str, int]
+"""A copy's id and its joining number."""
 
 
 class Link(NamedTuple):
@@ -36,6 +40,11 @@ class Link(NamedTuple):
     begun: bool = False
     acked: int = 0
     waited: int = 0
+
+    @property
+    def key(self) -> LinkKey:
+        """The copy's id and its joining number."""
+        return self.session.copy_id, self.session.joined
 
     @property
     def holds_back(self) -> int | None:
@@ -67,8 +76,18 @@ class Shipping(NamedTuple):
 
     def link(self, copy_id: str, joined: int) -> Link | None:
         """The link to that very copy."""
-        ids = (copy_id, joined)
-        return next((each for each in self.links if (each.session.copy_id, each.session.joined) == ids), None)
+        key = (copy_id, joined)
+        return next((each for each in self.links if each.key == key), None)
+
+    @property
+    def waits(self) -> bool:
+        """Whether what is appended now waits for a copy."""
+        return any(link.waited for link in self.links)
+
+    @property
+    def behind(self) -> dict[str, int]:
+        """How many records each copy lacks, by its id."""
+        return {link.session.copy_id: self.last - link.acked for link in self.links}
 
 
 def opened(config: Configuration, node: str, start: str, opening: int, synced: int) -> Shipping:
@@ -191,6 +210,14 @@ def may_greet(shipping: Shipping, link: Link) -> bool:
 def awaited(shipping: Shipping) -> tuple[Link, ...]:
     """The copies whose disk and whose lease the primary needs."""
     return tuple(link for link in shipping.links if link.waited)
+
+
+def requests(shipping: Shipping, late: Collection[Link]) -> tuple[Request, ...]:
+    """What the controller is asked for: to take out copies that are late, to count others as in sync."""
+    asked = (
+        request_out(shipping, link) if link in late else request_in_sync(shipping, link) for link in shipping.links
+    )
+    return tuple(each for each in asked if each is not None)
 
 
 def request_in_sync(shipping: Shipping, link: Link) -> Request | None:

@@ -55,3 +55,8 @@ class Tail:
             if size >= bytes_max:
                 break
         return found
+
+    def reaches_end(self, number: int, last: int, bytes_max: int) -> bool:
+        """Whether all records behind that number, up to the log's `last`, are here and cost no more than that."""
+        lacking = self.after(number, bytes_max)
+        return number >= last or (bool(lacking) and lacking[-1].number >= last)

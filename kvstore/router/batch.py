@@ -137,7 +137,7 @@ def _may_overtake(service: RouterService, step: _Step, before: _UnderWay | None)
     if isinstance(before.sent, KvError):
         return isinstance(before.sent, Unavailable)
     future, channel, partition = before.sent
-    return service.is_moving(partition) or not service.is_owner(channel, partition) or _has_bounced(future)
+    return service.table.is_moving(partition) or not service.table.is_owner(channel, partition) or _has_bounced(future)
 
 
 def _has_bounced(future: asyncio.Future[Any]) -> bool:

@@ -55,7 +55,7 @@ class ClusterViews:
             self._in_doubt[channel.shard_id] = reply.facts.get("attempts", {})
             return stats
 
-        channels = list(self._service.channels.values())
+        channels = list(self._service.table.channels.values())
         return dict(zip((c.shard_id for c in channels), await asyncio.gather(*map(one, channels)), strict=True))
 
     async def _stats_of(self, channel: Channel) -> Info:
@@ -67,7 +67,7 @@ class ClusterViews:
 
     def labelled(self, stats: Mapping[str, ShardStats | None]) -> dict[StoreLabels, ShardStats]:
         """These numbers with the labels of their primaries; without shards that do not answer, or have left."""
-        shards = self._service.cluster_map.shards if self._service.cluster_map is not None else []
+        shards = self._service.table.cluster_map.shards if self._service.table.cluster_map is not None else []
         return {
             StoreLabels(shard.primary.node, shard.id, "primary"): known
             for shard in shards
@@ -82,8 +82,8 @@ class ClusterViews:
         """
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_STATS_WAIT_S):
-                await self._service.await_map(epoch)
-        cluster_map = self._service.cluster_map
+                await self._service.table.await_map(epoch)
+        cluster_map = self._service.table.cluster_map
         if cluster_map is None:
             raise Unavailable("this router has no cluster map yet.", retry_after_ms=500)
         stats = await self.shard_stats(cluster_map.epoch)
@@ -94,8 +94,8 @@ class ClusterViews:
 
         A shard that does not answer is told as `owner_state`. Raises Unavailable without a map.
         """
-        self._service.owner_of(key)  # raises Unavailable without a map
-        partition = self._service.partition_of(key)
+        self._service.table.owner_of(key)  # raises Unavailable without a map
+        partition = self._service.table.partition_of(key)
         facts: dict[str, Any]
         try:
             reply = await self._service.ask_owner(partition, Explain(0, key))
@@ -104,6 +104,6 @@ class ClusterViews:
             facts = {"owner_state": "up", **reply.facts}
         except KvError as error:
             facts = {"owner_state": "down" if isinstance(error, Unavailable) else "up", "detail": error.detail}
-        cluster_map = self._service.cluster_map
+        cluster_map = self._service.table.cluster_map
         assert cluster_map is not None
-        return cluster_documents.way(cluster_map, key, partition, self._service.owner_of(key).url) | facts
+        return cluster_documents.way(cluster_map, key, partition, self._service.table.owner_of(key).url) | facts

@@ -57,6 +57,7 @@ from kvstore.protocol import (
 )
 from kvstore.router.intent_resolver import IntentResolver
 from kvstore.router.participants import Result, Transaction, TxnShare, holds, reads_of_others, split
+from kvstore.router.routing_table import RoutingTable
 from kvstore.router.service import RouterService
 from kvstore.router.unserved import unserved
 from kvstore.transactions.attempts import Stamps
@@ -74,6 +75,7 @@ class Coordinator:
 
     def __init__(self, service: RouterService, limits: Limits, environment: Environment = SYSTEM) -> None:
         self._service = service
+        self._table = service.table
         self._limits = limits
         self._environment = environment
         self._stamps = Stamps(self._environment.random_hex(4))
@@ -85,9 +87,9 @@ class Coordinator:
         Raises Conflict, Locked, IdempotencyKeyReused, DiskFull, DataCorrupt, ReadTooLarge, TooManyRequests,
         Unavailable: nothing was written; OutcomeUnknown with `txn_id`.
         """
-        deadline = _Deadline(self._service, self._limits)
+        deadline = _Deadline(self._table, self._limits)
         self._stamps.see(self._service.floor)
-        attempt = self._stamps.draw(self._environment.now_us(), epoch=self._service.epoch)
+        attempt = self._stamps.draw(self._environment.now_us(), epoch=self._table.epoch)
         wait_ms = 1.0
         contended = ""
         open_attempt: Attempt | None = None  # which may have been done, or may be yet
@@ -111,7 +113,7 @@ class Coordinator:
                 wait_ms = min(wait_ms * 2, _RETRY_MS_MAX)
                 await asyncio.sleep(self._environment.uniform(wait_ms / 2, wait_ms) / 1000)
             contended = result.key
-            attempt = self._stamps.draw(self._environment.now_us(), attempt.start, self._service.epoch)
+            attempt = self._stamps.draw(self._environment.now_us(), attempt.start, self._table.epoch)
 
     def _in_the_way(self, again: Retry, transaction: Transaction, open_attempt: Attempt | None) -> KvError:
         if open_attempt is not None:
@@ -119,7 +121,7 @@ class Coordinator:
                 "the same request is under way, and its outcome is not known yet", transaction, open_attempt
             )
         if again.epoch:
-            return unserved(self._service.owner_of(key).shard_id for key in transaction.keys)
+            return unserved(self._table.owner_of(key).shard_id for key in transaction.keys)
         tried_s = self._limits.txn_timeout_s
         if not again.key:
             return Conflict(f"it was not done within {tried_s:g} s and was aborted.", retry_after_ms=100)
@@ -129,7 +131,7 @@ class Coordinator:
         return OutcomeUnknown(detail, txn_id=self._id(transaction, attempt))
 
     def _id(self, transaction: Transaction, attempt: Attempt) -> str:
-        return txn_id(attempt, self._service.partition_of(transaction.anchor))
+        return txn_id(attempt, self._table.partition_of(transaction.anchor))
 
     async def _try(
         self,
@@ -140,7 +142,7 @@ class Coordinator:
         contended: str,
     ) -> Result | Retry:
         """`contended`: the key that was in the way of the attempt before, if there was one."""
-        parts = split(transaction, self._service.owner_of)
+        parts = split(transaction, self._table.owner_of)
         if len(parts) == 1:
             return await self._transact(parts[0], transaction, attempt, once)
         if once is None and transaction.reads_only:
@@ -177,16 +179,16 @@ class Coordinator:
         verdict = judge_refusal(reply)
         if isinstance(verdict, Rejected):
             shard_id = verdict.error.members.get("shard")
-            if shard_id is not None and shard_id not in self._service.channels:
+            if shard_id is not None and shard_id not in self._table.channels:
                 return Retry(epoch=1)  # it has left the cluster, and by another map
-            if isinstance(verdict.error, Unavailable) and self._service.any_fails_over:
+            if isinstance(verdict.error, Unavailable) and self._table.any_fails_over:
                 return Retry(epoch=1)  # another primary may answer soon
             raise verdict.error
         if isinstance(verdict, Retry):
             return verdict
         branch = transaction.then if verdict.succeeded else transaction.otherwise
         wrote = any(step.op != "get" for step in branch)
-        partition = self._service.partition_of(transaction.anchor)
+        partition = self._table.partition_of(transaction.anchor)
         name = f"{partition:x}-{verdict.attempt}"
         return Result(name, verdict.succeeded, verdict.version if wrote else None, verdict.reads)
 
@@ -334,9 +336,9 @@ class Coordinator:
         while True:
             error: KvError
             try:
-                future = self._service.owner_of(commit.key).request(request)
+                future = self._table.owner_of(commit.key).request(request)
                 if failpoints.active:
-                    await self._service.owner_of(commit.key).flushed()
+                    await self._table.owner_of(commit.key).flushed()
                     failpoints.hit("txn-after-decide-sent")
                 reply: Reply = await future
             except OutcomeUnknown as lost:
@@ -371,7 +373,7 @@ class Coordinator:
         That it is not to be had now is final for a commit that was sent once, where no other primary may
         answer. Nor does a primary know that was deposed while it committed."""
         if isinstance(error, Unavailable):
-            return may_have_arrived or self._service.any_fails_over
+            return may_have_arrived or self._table.any_fails_over
         return isinstance(error, WrongOwner | TooManyRequests | OutcomeUnknown)
 
     # --- looking up ---------------------------------------------------------------------------------------------------
@@ -382,14 +384,16 @@ class Coordinator:
         Raises BadParameter for what is no id; Unavailable, and what else its anchor's shard answers.
         """
         match = _ID.fullmatch(name)
-        if match is None or int(match[1], 16) >= self._service.partitions:
+        if match is None or int(match[1], 16) >= self._table.partitions:
             raise BadParameter(f"{name[:100]!a} is no id of a transaction.", parameter="id")
         partition = int(match[1], 16)
         reply = await self._service.ask_owner(partition, GetTxn(0, partition, match[2]))
         if isinstance(reply, Outcome):
             if reply.state != "gone":
                 return reply.state
-            held = await asyncio.gather(*[self._is_held(channel, match[2]) for channel in self._service.all_channels])
+            held = await asyncio.gather(
+                *[self._is_held(channel, match[2]) for channel in self._table.channels.values()]
+            )
             return "pending" if any(held) else None
         raise from_problem(reply.problem if isinstance(reply, Answer) else None)
 
@@ -405,8 +409,8 @@ class _Deadline:
     """Until when a transaction is tried.
     Time in which it waits for a newer map is not its own: up to `reroute_timeout_s` of it does not count."""
 
-    def __init__(self, service: RouterService, limits: Limits) -> None:
-        self._service = service
+    def __init__(self, table: RoutingTable, limits: Limits) -> None:
+        self._table = table
         self._loop = asyncio.get_running_loop()
         self._at_s = self._loop.time() + limits.txn_timeout_s
         self._spare_s = limits.reroute_timeout_s
@@ -416,9 +420,9 @@ class _Deadline:
         return self._loop.time() >= self._at_s + more_s
 
     async def await_epoch(self, epoch: int, fenced: bool) -> None:
-        """See `RouterService.await_epoch`."""
+        """See `RoutingTable.await_epoch`."""
         began_s = self._loop.time()
-        await self._service.await_epoch(epoch, fenced)
+        await self._table.await_epoch(epoch, fenced)
         spared_s = min(self._loop.time() - began_s, self._spare_s)
         self._spare_s -= spared_s
         self._at_s += spared_s

@@ -99,10 +99,10 @@ class Demo:
     def _choose_accounts(self) -> tuple[Account, Account]:
         """Two keys on different shards."""
         first = f"{_PREFIX}alice"
-        owner = self._service.owner_of(first).shard_id
+        owner = self._service.table.owner_of(first).shard_id
         for number in range(_NAMES_TRIED):
             key = f"{_PREFIX}bob" if not number else f"{_PREFIX}bob-{number}"
-            shard = self._service.owner_of(key).shard_id
+            shard = self._service.table.owner_of(key).shard_id
             if shard != owner:
                 return Account(first, owner), Account(key, shard)
         raise ChangeRefused("all keys are on one shard: add another one, so that a transfer has two to span.")

@@ -111,7 +111,7 @@ class Trace:
         """Note a message to that shard."""
         facts: dict[str, Any] = {"shard": shard, "message": _WORDS.get(type(request), type(request).__name__.lower())}
         if isinstance(request, Prepare):
-            facts["txn"] = txn_id(request.attempt, self._service.partition_of(request.anchor))
+            facts["txn"] = txn_id(request.attempt, self._service.table.partition_of(request.anchor))
         self.note("sent", **facts)
 
     def answered(self, shard: str, request: Request, reply: Reply) -> None:
@@ -155,7 +155,7 @@ class TracedService:
 
     def owner_of(self, key: str) -> Channel:
         """The traced channel to the key's owner. Raises Unavailable without a map."""
-        channel = self._service.owner_of(key)
+        channel = self._service.table.owner_of(key)
         traced = self._channels.get(channel.shard_id)
         if traced is None or traced.inner is not channel:
             traced = self._channels[channel.shard_id] = TracedChannel(channel, self._trace)

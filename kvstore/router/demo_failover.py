@@ -74,7 +74,7 @@ class DemoFailover:
             raise BadBody(f"`away_s` is {AWAY_S_MIN:g} to {DEMO_AWAY_S_MAX:g}.")
         if self._playing is not None and not self._playing.done():
             raise Conflict("a failover is being shown; wait until it has ended.", retry_after_ms=1000)
-        cluster_map = self._service.cluster_map
+        cluster_map = self._service.table.cluster_map
         if cluster_map is None or cluster_map.node(body.node) is None:
             raise NotFound(f"there is no node {body.node[:100]!r}.", title="There is no such node")
         check_successors(cluster_map, body.node)
@@ -110,19 +110,19 @@ class DemoFailover:
 
     def _key_of(self, node: str) -> str:
         """A key of a shard that the node leads, or has a copy of. Raises Unavailable."""
-        cluster_map = self._service.cluster_map
+        cluster_map = self._service.table.cluster_map
         shards = cluster_map.shards if cluster_map is not None else []
         led = [shard.id for shard in shards if shard.primary.node == node]
         wanted = led or [shard.id for shard in shards if node in shard.nodes]
         for number in range(_NAMES_TRIED):
-            if self._service.owner_of(f"{_PREFIX}{number}").shard_id in wanted[:1]:
+            if self._service.table.owner_of(f"{_PREFIX}{number}").shard_id in wanted[:1]:
                 return f"{_PREFIX}{number}"
         raise Unavailable(f"no key was found that node {node} keeps: it may have nothing yet.")
 
     async def _show(self, show: _Show) -> None:
         """From the kill to its end. Raises Unavailable."""
-        assert self._service.cluster_map is not None
-        before = self._service.cluster_map
+        assert self._service.table.cluster_map is not None
+        before = self._service.table.cluster_map
         check_successors(before, show.node)
         pid = await self._ask_door(show)
         killed_ms = show.now_ms()
@@ -133,7 +133,7 @@ class DemoFailover:
         while not story.is_over:
             told = await self._controller.moves(copies=True)
             facts = told.get("copies") if told is not None else None
-            show.saw(story.look(Look(show.now_ms(), self._service.cluster_map, facts)))
+            show.saw(story.look(Look(show.now_ms(), self._service.table.cluster_map, facts)))
             if time.monotonic() > until_s:
                 raise Unavailable(f"it has not come to its end within {show.away_s + _OVER_S:g} s: look into the logs.")
             await asyncio.sleep(_LOOK_S)
@@ -181,7 +181,7 @@ class Writer:
             state = await self._write(self._tried)
             if state == "ok":
                 self._acknowledged = self._tried
-            self._show.wrote(began_ms, state, self._service.cluster_map)
+            self._show.wrote(began_ms, state, self._service.table.cluster_map)
             await asyncio.sleep(_WRITE_EVERY_S)
 
     async def _write(self, number: int) -> str:

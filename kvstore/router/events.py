@@ -205,7 +205,7 @@ class Events:
 
     def _is_busy(self) -> bool:
         """Partitions move, or copies are not all as they should be."""
-        cluster_map = self._service.cluster_map
+        cluster_map = self._service.table.cluster_map
         if cluster_map is not None and cluster_map.moves:
             return True
         if self._told and (self._told["wanted"] or self._told["moves"]):
@@ -222,9 +222,9 @@ class Events:
         loop = asyncio.get_running_loop()
         seen: dict[str, Sample] = {}
         while True:
-            cluster_map = self._service.cluster_map
+            cluster_map = self._service.table.cluster_map
             if cluster_map is not None:
-                channels = list(self._service.channels.values())
+                channels = list(self._service.table.channels.values())
                 answers = await asyncio.gather(*map(self._ask, channels))
                 now = {channel.shard_id: answer for channel, answer in zip(channels, answers, strict=True)}
                 if cluster_map.epoch != self._epoch:
@@ -276,7 +276,7 @@ class Events:
         self.feed.offer("transactions", {"at_ms": at_ms, **transactions}, identity)
 
     def _offer_cluster(self, shards: list[dict[str, Any]], nodes: list[dict[str, Any]], second: int) -> None:
-        cluster_map = self._service.cluster_map
+        cluster_map = self._service.table.cluster_map
         assert cluster_map is not None
         moves = self._moves()
         document = {

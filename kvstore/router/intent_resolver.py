@@ -20,7 +20,8 @@ from kvstore.errors import KvError, TooManyRequests, Unavailable, WrongOwner
 from kvstore.model import Attempt
 from kvstore.protocol import Abort, Answer, ApplyIntents, Forget, Outcome, ReadUnlock, Reply, Request
 from kvstore.router.participants import TxnShare
-from kvstore.router.service import RouterService, epoch_of
+from kvstore.router.routing_table import epoch_of
+from kvstore.router.service import RouterService
 from kvstore.transport.channel import Channel
 
 _FORGET_EVERY_S = 1.0
@@ -36,6 +37,7 @@ class IntentResolver:
 
     def __init__(self, service: RouterService) -> None:
         self._service = service
+        self._table = service.table
         self._finished: dict[str, list[Attempt]] = {}
         self._background: set[asyncio.Task[None]] = set()
 
@@ -92,7 +94,7 @@ class IntentResolver:
         except KvError:
             return False
         if isinstance(reply, Answer) and reply.status == WrongOwner.status:
-            await self._service.await_epoch(*epoch_of(reply))
+            await self._table.await_epoch(*epoch_of(reply))
         return isinstance(reply, Answer) and reply.status == 200
 
     def _forget_later(self, attempt: Attempt, anchor: str) -> None:
@@ -161,7 +163,7 @@ class IntentResolver:
         while status in _NOT_TAKEN_IN and loop.time() < deadline_s:
             await asyncio.sleep(wait_s)
             wait_s = min(2 * wait_s, _TELL_WAIT_S_MAX)
-            if all(each is not channel for each in self._service.all_channels):
+            if all(each is not channel for each in self._table.channels.values()):
                 return  # another node is the primary, and has none of them
             try:
                 status = (await channel.request(msgspec.structs.replace(unlock))).status
@@ -173,7 +175,7 @@ class IntentResolver:
     def _by_owner(self, keys: Iterable[str]) -> dict[Channel, Keys]:
         by_owner: dict[Channel, Keys] = {}
         for key in keys:
-            by_owner.setdefault(self._service.owner_of(key), []).append(key)
+            by_owner.setdefault(self._table.owner_of(key), []).append(key)
         return by_owner
 
     def send(self, channel: Channel, request: Request) -> None:

@@ -29,7 +29,7 @@ class Asking(Protocol):
 
 
 class LargeValues:
-    """One for the whole router."""
+    """Asks for large values, one of each shard at a time, for the whole router."""
 
     def __init__(self, service: Asking) -> None:
         self._service = service

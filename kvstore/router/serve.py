@@ -92,7 +92,7 @@ async def _serve_app(
     if not port:  # else its parent knows
         log.info("router %s listens on %s", app.router_id, address_text(*runner.addresses[0][:2]))
     warn_if_exposed(listen, "read and write every key")
-    tasks = [asyncio.create_task(follower.follow(0, service.follow)), asyncio.create_task(service.greet())]
+    tasks = [asyncio.create_task(follower.follow(0, service.table.follow)), asyncio.create_task(service.greet())]
     try:
         await stop.wait()
     finally:
@@ -101,7 +101,7 @@ async def _serve_app(
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await service.close()
+        await service.table.close()
 
 
 def _warn_if_few_connections(taken: int, connections_max: int) -> None:

@@ -1,5 +1,5 @@
-"""The process that keeps keys: one store, its door for routers, its part in moves and recovery.
+"""The process that keeps keys: a node's stores, its door for routers, its part in moves and recovery.
 
-It owns what happens between messages and the store; the store itself is in `storage`.
-It imports neither router nor controller.
+It owns what happens between messages and a store; the store itself is in `store`. It imports neither router nor
+controller.
 """

@@ -38,7 +38,7 @@ _ROUTER_CHARS_MAX = 64
 
 
 class Admission:
-    """`check` raises for what is not taken in."""
+    """The limits of a shard, for what comes in."""
 
     def __init__(self, limits: Limits, partitions: int) -> None:
         self._limits = limits
@@ -59,7 +59,7 @@ class Admission:
         }
 
     def check(self, request: Request) -> None:
-        """Raises BadRequest and its kinds, ValueTooLarge: nothing was done."""
+        """Refuse what is not taken in; nothing was done. Raises BadRequest and its kinds, ValueTooLarge."""
         check = self._checks.get(type(request))
         if check is not None:
             check(request)
@@ -75,11 +75,11 @@ class Admission:
         self._key(op.key)
         self._once(op)
         if op.ttl_ms > limits.lock_ttl_s_max * 1000:
-            raise BadTtl(f"a lock's ttl is at most {limits.lock_ttl_s_max} s", lock_ttl_s_max=limits.lock_ttl_s_max)
+            raise BadTtl(f"a lock's ttl is at most {limits.lock_ttl_s_max} s.", lock_ttl_s_max=limits.lock_ttl_s_max)
         if op.wait_ms > limits.lock_wait_s_max * 1000:
-            raise BadRequest(f"wait is at most {limits.lock_wait_s_max} s")
+            raise BadRequest(f"wait is at most {limits.lock_wait_s_max} s.")
         if len(op.owner.encode()) > limits.owner_bytes_max:
-            raise BadRequest(f"owner has more than {limits.owner_bytes_max} bytes")
+            raise BadRequest(f"owner has more than {limits.owner_bytes_max} bytes.")
 
     def _transaction(self, op: Any) -> None:
         self._key(op.anchor if type(op) is Prepare else op.key)
@@ -94,7 +94,7 @@ class Admission:
 
     def _prepare(self, op: Prepare) -> None:
         if not (op.conditions or op.then or op.otherwise):
-            raise BadRequest("a prepare names at least one key")
+            raise BadRequest("a prepare names at least one key.")
         self._transaction(op)
 
     def _steps(self, steps: list[TxnOp]) -> None:
@@ -106,15 +106,15 @@ class Admission:
     def _step(self, step: TxnOp) -> None:
         self._key(step.key)
         if step.ttl_ms < 0:
-            raise BadTtl(f"a ttl of {step.ttl_ms} ms is below 0", ttl_s_max=self._limits.ttl_s_max)
+            raise BadTtl(f"a ttl of {step.ttl_ms} ms is below 0.", ttl_s_max=self._limits.ttl_s_max)
         self._value(step.value, step.ttl_ms)
 
     def _attempt(self, op: Any) -> None:
         attempt: Attempt = op.attempt
         if not (0 <= attempt.stamp <= STAMP_MAX and 0 <= attempt.start <= STAMP_MAX):
-            raise BadRequest("the stamp of an attempt is the time in microseconds")
+            raise BadRequest("the stamp of an attempt is the time in microseconds.")
         if len(attempt.router) > _ROUTER_CHARS_MAX:
-            raise BadRequest(f"the id of a router has at most {_ROUTER_CHARS_MAX} characters")
+            raise BadRequest(f"the id of a router has at most {_ROUTER_CHARS_MAX} characters.")
 
     def _key(self, key: str) -> None:
         if not key:
@@ -123,25 +123,25 @@ class Admission:
             return
         bytes_max = self._limits.key_bytes_max
         if (size := len(key.encode())) > bytes_max:
-            raise KeyTooLong(f"the key has {size} bytes; the limit is {bytes_max}", key_bytes_max=bytes_max)
+            raise KeyTooLong(f"the key has {size} bytes; the limit is {bytes_max}.", key_bytes_max=bytes_max)
 
     def _value(self, value: bytes, ttl_ms: int) -> None:
         limits = self._limits
         if len(value) > limits.value_bytes_max:
-            detail = f"the value has {len(value)} bytes; the limit is {limits.value_bytes_max}"
+            detail = f"the value has {len(value)} bytes; the limit is {limits.value_bytes_max}."
             raise ValueTooLarge(detail, bytes_max=limits.value_bytes_max)
         if ttl_ms > limits.ttl_s_max * 1000:
-            raise BadTtl(f"a ttl is at most {limits.ttl_s_max} s", ttl_s_max=limits.ttl_s_max)
+            raise BadTtl(f"a ttl is at most {limits.ttl_s_max} s.", ttl_s_max=limits.ttl_s_max)
 
     def _once(self, op: Any) -> None:
         once = op.once
         if once is not None and len(once.key if isinstance(once, IdempotencyKey) else once) > _ONCE_CHARS_MAX:
-            raise BadRequest(f"an Idempotency-Key has at most {_ONCE_CHARS_MAX} characters")
+            raise BadRequest(f"an Idempotency-Key has at most {_ONCE_CHARS_MAX} characters.")
 
     def _release(self, op: Release) -> None:
         self._once(op)
         if op.withdraw is not None and len(op.withdraw) > _ONCE_CHARS_MAX:
-            raise BadRequest(f"an Idempotency-Key has at most {_ONCE_CHARS_MAX} characters")
+            raise BadRequest(f"an Idempotency-Key has at most {_ONCE_CHARS_MAX} characters.")
 
     def _look(self, op: GetTxn) -> None:
         self._partition(op.partition)
@@ -152,4 +152,4 @@ class Admission:
 
     def _partition(self, partition: int) -> None:
         if partition >= self._partitions:
-            raise BadRequest(f"there is no partition {partition}: the cluster has {self._partitions}")
+            raise BadRequest(f"there is no partition {partition}: the cluster has {self._partitions}.")

@@ -51,14 +51,14 @@ class SocketWire:
             self._begin_to_close()
 
     async def send(self, message: Any) -> None:
-        """Raises WireLost."""
+        """Send the message. Raises WireLost."""
         try:
             await self._socket.send_bytes(messages.encode(message))
         except (ConnectionError, RuntimeError, aiohttp.ClientError) as error:
             raise WireLost(str(error) or type(error).__name__) from error
 
     async def receive(self) -> Any:
-        """Raises WireLost."""
+        """The next message. Raises WireLost."""
         try:
             frame = await self._socket.receive()
         except (ConnectionError, RuntimeError, aiohttp.ClientError) as error:
@@ -92,7 +92,7 @@ def _note_closed(closing: asyncio.Future[bool]) -> None:
 
 
 async def connect(http: aiohttp.ClientSession, cluster: ClusterSession, url: str, session: Session) -> Wire:
-    """To the node at that address. Raises WireLost."""
+    """Connect to the node at that address. Raises WireLost; WireRefused if it speaks another protocol."""
     try:
         socket = await http.ws_connect(
             f"{url}/copies?store={session.store_id}&{PARAMETER}={cluster.id}",

@@ -31,7 +31,8 @@ class Watched(Protocol):
     """A log: `sync_under_way` is another object for each sync, and None between two of them."""
 
     @property
-    def sync_under_way(self) -> object | None: ...
+    def sync_under_way(self) -> object | None:
+        """Another object for each sync, None between two of them."""
 
 
 class DiskWatch:
@@ -49,6 +50,7 @@ class DiskWatch:
         self._thread = Thread(target=self._run, name="disk-watch", daemon=True)
 
     def start(self) -> None:
+        """Begin to watch."""
         self._thread.start()
 
     def close(self) -> None:
@@ -57,7 +59,7 @@ class DiskWatch:
         self._thread.join()
 
     def look(self) -> bool:
-        """Look once; whether a sync has hung for too long."""
+        """Look once; returns whether a sync has hung for too long."""
         under_way = [sync for each in self._watched() if (sync := each.sync_under_way) is not None]
         self._seen = {sync: self._seen.get(sync, 0) + 1 for sync in under_way}
         return any(looks > _LOOKS for looks in self._seen.values())

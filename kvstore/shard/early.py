@@ -51,5 +51,5 @@ class EarlyRequests:
 
     def _refuse(self, request: Request, connection: Connection) -> None:
         self.refused_s = self._environment.monotonic_s()
-        refusal = Unavailable(f"this node does not serve shard {self._shard_id} now", retry_after_ms=100)
+        refusal = Unavailable(f"this node does not serve shard {self._shard_id} now.", retry_after_ms=100)
         connection.send(Answer(request.id, refusal.status, problem=refusal.problem()))

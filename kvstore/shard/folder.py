@@ -79,7 +79,7 @@ class Folder(Protocol):
 
 
 class FileFolder:
-    """A folder of the file system."""
+    """A folder of the file system, as a `Folder`."""
 
     def __init__(self, data_dir: Path, node_id: str, limits: Limits) -> None:
         self._data_dir = data_dir

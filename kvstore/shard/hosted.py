@@ -101,11 +101,12 @@ class HostedStore:
 
     @property
     def shard_id(self) -> str:
+        """The shard whose store it is."""
         return self.service.shard_id
 
     @property
     def is_sound(self) -> bool:
-        """Its file was found to be whole."""
+        """Whether its file was found to be whole."""
         verification = self.store.tables.verification
         return verification.is_examined and not verification.damage
 
@@ -199,13 +200,14 @@ class Maps:
         self._newest: asyncio.Queue[ClusterMap] = asyncio.Queue(maxsize=1)
 
     def put(self, cluster_map: ClusterMap) -> None:
+        """A newer map has come: it is heard now, and followed when those before it are."""
         self._service.hear(cluster_map)  # now: the one before it may wait for a copy that is out by this one
         while not self._newest.empty():
             self._newest.get_nowait()
         self._newest.put_nowait(cluster_map)
 
     async def follow(self) -> None:
-        """Raises ForeignData: then this shard must not serve."""
+        """Follow the maps that come, for ever. Raises ForeignData: then this shard must not serve."""
         while True:
             cluster_map = await self._newest.get()
             try:

@@ -236,5 +236,5 @@ def _check_cluster(resident: Resident, home: Identity) -> None:
     found = resident.logged_map
     if found is not None and home.cluster_id not in (None, found.cluster_id):
         raise ForeignData(
-            f"its files belong to cluster {found.cluster_id}, and those of this node's own shard to {home.cluster_id}"
+            f"its files belong to cluster {found.cluster_id}, and those of this node's own shard to {home.cluster_id}."
         )

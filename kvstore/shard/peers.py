@@ -21,6 +21,8 @@ from kvstore.transport.sessions import ClusterSession
 
 
 class Peers:
+    """The channels of one store to the other shards."""
+
     def __init__(
         self, store: Store, limits: Limits, session: aiohttp.ClientSession, cluster: ClusterSession | None = None
     ) -> None:
@@ -33,10 +35,10 @@ class Peers:
 
     @property
     def cluster_map(self) -> ClusterMap:
-        """Raises Unavailable while there is none."""
+        """The map that the store follows. Raises Unavailable while there is none."""
         cluster_map = self._store.cluster_map
         if cluster_map is None:
-            raise Unavailable("this shard has no cluster map yet")
+            raise Unavailable("this shard has no cluster map yet.")
         return cluster_map
 
     def owner(self, key: str) -> str:
@@ -45,11 +47,13 @@ class Peers:
         return cluster_map.owner_of(key.encode()).id
 
     def channel(self, shard_id: str) -> Channel:
-        """Opened when it is needed first: then it is not connected yet. Raises Unavailable if there is no such
-        shard."""
+        """The channel to that shard's store. Raises Unavailable if there is no such shard, or no map yet.
+
+        It is opened when it is needed first, and not connected yet then.
+        """
         shard = self.cluster_map.shard(shard_id)
         if shard is None:
-            raise Unavailable(f"there is no shard {shard_id}")
+            raise Unavailable(f"there is no shard {shard_id}.")
         url = self.cluster_map.url_of(shard)
         channel = self._channels.get(shard_id)
         if channel is not None and (channel.url, channel.store_id) != (url, shard.store_id):
@@ -62,4 +66,5 @@ class Peers:
         return channel
 
     async def close(self) -> None:
+        """Close all channels."""
         await asyncio.gather(*(channel.close() for channel in self._channels.values()))

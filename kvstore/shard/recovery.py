@@ -50,6 +50,7 @@ class Recovery:
         self._turns: dict[Attempt, int] = {}  # the round in which one was last tried
 
     async def run(self) -> None:
+        """Do rounds of recovery, for ever."""
         environment = self._store.tables.environment
         while True:
             await environment.wait_for(self._store.recovery_due.wait(), self._limits.expiry_sweep_s)

@@ -52,6 +52,6 @@ def report_of_store(shard_id: str, hosted: HostedStore, given_back: int) -> Copy
         examined=hosted.is_sound,
         damage=store.tables.verification.damage,
         disputed=len(store.replicas.comparison.disputed),
-        behind=sender.behind() if sender is not None else {},
-        snapshots=sender.snapshots() if sender is not None else {},
+        behind=sender.shipping.behind if sender is not None else {},
+        snapshots=sender.links.snapshots() if sender is not None else {},
     )

@@ -162,7 +162,7 @@ def make_table(routes: NodeRoutes, node_id: str, limits: Limits) -> RouteTable:
     def missing(path: str) -> NoSuchRoute:
         """What took this for the address of a router is told what it is."""
         return NoSuchRoute(
-            f"this is shard {node_id}, which answers routers only",
+            f"this is shard {node_id}, which answers routers only.",
             next_step="Ask a router: `kvstore up` prints its address.",
         )
 

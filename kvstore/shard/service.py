@@ -83,23 +83,23 @@ class ShardService:
         identity = self.store.identity
         if identity.cluster_id not in (None, cluster_map.cluster_id):
             raise ForeignData(
-                f"{self.store.path} belongs to cluster {identity.cluster_id}, not to {cluster_map.cluster_id}"
+                f"{self.store.path} belongs to cluster {identity.cluster_id}, not to {cluster_map.cluster_id}."
             )
         shard = cluster_map.shard(self.shard_id)
         if shard is not None and shard.store_id != identity.store_id:
-            raise ForeignData(f"the cluster knows shard {shard.id} with another data file than this one")
+            raise ForeignData(f"the cluster knows shard {shard.id} with another data file than this one.")
         if not self.hear(cluster_map):
             return False  # the term of this store has ended: it answers nothing more, and adopts nothing
         if shard is not None and shard.primary.copy_id != self.store.copy_id:
             raise ForeignData(
                 f"the cluster knows shard {shard.id} with the copy {shard.primary.copy_id}, and this is copy "
-                f"{self.store.copy_id}"
+                f"{self.store.copy_id}."
             )
         if cluster_map.is_struck(identity.store_id):
-            raise ForeignData(f"shard {self.shard_id} was given up with this data file, which is refused for ever")
+            raise ForeignData(f"shard {self.shard_id} was given up with this data file, which is refused for ever.")
         if cluster_map.partitions != len(self.store.served.generations):
             raise ForeignData(
-                f"the cluster has {cluster_map.partitions} partitions, this file {len(self.store.served.generations)}"
+                f"the cluster has {cluster_map.partitions} partitions, this file {len(self.store.served.generations)}."
             )
         present = self.store.cluster_map
         if present is not None and cluster_map.epoch > self.store.served.epoch:
@@ -210,4 +210,4 @@ def _decoded_map(encoded: bytes) -> ClusterMap:
     try:
         return checked_map(decode_map(encoded))
     except (msgspec.DecodeError, UnicodeDecodeError, ValueError) as error:
-        raise BadRequest(f"this is no cluster map: {error}") from None
+        raise BadRequest(f"this is no cluster map: {error}.") from None

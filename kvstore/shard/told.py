@@ -78,7 +78,7 @@ class ToldNumbers:
         number = store.durable
         await self.tell(store)
         if not self.is_verified or self._told < number:
-            raise TryLater("the controller does not take the number of the log's last record", retry_after_ms=1000)
+            raise TryLater("the controller does not take the number of the log's last record.", retry_after_ms=1000)
 
     async def _tell(self, store_id: str, number: int, version: int, timeout_s: float) -> ToldBefore | None:
         """The highest that the store has told; None if the controller does not answer in that time."""

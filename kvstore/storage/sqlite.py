@@ -64,7 +64,8 @@ class SqliteEngine:
     async def open(cls, path: Path, shard_id: str, partitions: int, wal_bytes_max: int) -> SqliteEngine:
         """Open a file of the present format.
 
-        Raises ForeignData, DataInUse (another program holds it), DataCorrupt (its clock, identity or freezes).
+        Raises ForeignData, DataInUse, ConfigError and OSError as `data_file.opening_error` says; DataCorrupt (its
+        clock, identity or freezes).
 
         `partitions`: their number as long as the file is of no cluster; afterwards it keeps its own. `wal_bytes_max`:
         beyond it the WAL is truncated, which waits for readers.

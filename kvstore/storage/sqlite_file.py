@@ -26,7 +26,9 @@ def uri_path(path: Path) -> str:
 
 
 def format_of(path: Path, *, write: bool = True) -> int:
-    """The format of the file: 0 if there is none, or it is empty. Raises ForeignData.
+    """The format of the file: 0 if there is none, or it is empty.
+
+    Raises ForeignData for one that is no store of a known format, DataInUse, ConfigError, OSError.
 
     With `write` SQLite may finish what a crash has left, and move the WAL into the file.
     """

@@ -188,7 +188,7 @@ class Applier:
     def _kept_from(self) -> int:
         """Records behind that number stay for copies that join; they begin again where that has become too much."""
         tables = self._tables
-        kept = tables.sender.keeps if tables.sender is not None else None
+        kept = tables.sender.links.keeps if tables.sender is not None else None
         return tables.log.durable if kept is None or tables.log.bytes > tables.limits.log_bytes_max else kept
 
     async def make_segments(self) -> None:

@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 from kvstore.errors import DataCorrupt, KvError
 from kvstore.replication.copy_link import CopyLink
+from kvstore.replication.messages import Differs
 from kvstore.storage.engine import Digest
 from kvstore.storage.verification import VerifyQuery
 from kvstore.store.applier import Applier
@@ -94,7 +95,7 @@ class Comparison:
 
     def _links(self) -> list[CopyLink]:
         sender = self._tables.sender
-        return sender.in_sync_links() if sender is not None and sender.serves else []
+        return sender.links.in_sync(sender.shipping.links) if sender is not None and sender.serves else []
 
     async def _look(self, partitions: range) -> set[int]:
         """Those of them that are disputed."""
@@ -138,7 +139,7 @@ class Comparison:
                 "copy is rebuilt", partition, link.node, found.number,
             )  # fmt: skip
             tables.stats.copies_differed += 1
-            await link.tell_it_differs(found.number, partition)
+            await link.tell(Differs(found.number, partition))
         return set()
 
     async def _own_fault(self, partition: int) -> str | None:

@@ -88,9 +88,10 @@ def open_copy(db: Path, shard_id: str, store_id: str, durable_map: ClusterMap | 
 
 
 def check_readable(db: Path, disk: Disk = _OS) -> None:
-    """Refuse files that are behind what their store has told, if nothing says whether they are a copy.
+    """Refuse files that know of less than their store has told, if its id is damaged.
 
-    An empty copy on its shard's home is behind, too. Raises ForeignData if the file is damaged; OSError.
+    Nothing says any more, then, whether they are a copy; an empty copy on its shard's home knows of nothing, too.
+    Raises ForeignData; OSError.
     """
     try:
         read_identity(disk, db.parent, db.stem)

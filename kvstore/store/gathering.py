@@ -2,8 +2,8 @@
 
 Owns: how many operations are worth waiting for, and how long a record takes until it is on every disk; the wait.
 Promises: behind the answers of a batch the next one waits no longer than a multiple of what a record took lately, and
-never longer than `_WINDOW_S_MAX`. The wait ends as soon as as many operations are queued as were being worked on, or
-none has come for `_QUIET_S`. A client that works alone is never waited for, nor does it wait.
+never longer than `_WINDOW_S_MAX`. The wait ends as soon as as many operations are queued as were being worked on. A
+client that works alone is never waited for, nor does it wait.
 Leaves to others: what is queued and decided (`pipeline`).
 
 A record costs its primary, its copy and the network between them much the same however few operations it carries.
@@ -17,9 +17,8 @@ from collections.abc import Callable
 
 from kvstore.environment import Environment
 
-_WINDOW_S_MAX = 0.005
+_WINDOW_S_MAX = 0.002
 _WINDOW_COMMITS = 3  # so many times as long as a record took
-_QUIET_S = 0.002
 _FIRST_COMMIT_S = 0.0005
 _MEAN_SHARE = 0.125  # of the mean that each record counts for
 
@@ -35,7 +34,7 @@ class Gathering:
         self._enough = 0
         self._decided = 0
         self._awaited = sys.maxsize
-        self._is_enough = asyncio.Event()
+        self._waiting: asyncio.Future[None] | None = None
 
     def note_commit(self, seconds: float) -> None:
         """From its batch on a record took that long until it was on every disk that is waited for."""
@@ -54,22 +53,28 @@ class Gathering:
     def note_queued(self, count: int) -> None:
         """An operation is queued; so many are now."""
         if count >= self._awaited:
-            self._is_enough.set()
+            _end(self._waiting)
 
     async def wait(self) -> None:
-        """Until enough operations are queued, the time is over, or no more come."""
+        """Until enough operations are queued, or the time is over."""
+        left_s = self._ends_s - self._environment.monotonic_s()
+        if left_s <= 0 or self._queued() >= self._enough:
+            return
         self._awaited = self._enough
-        while (count := self._queued()) < self._enough:
-            left_s = self._ends_s - self._environment.monotonic_s()
-            if left_s <= 0:
-                break
-            self._is_enough.clear()
-            await self._environment.wait_for(self._is_enough.wait(), min(_QUIET_S, left_s))
-            if self._queued() == count:
-                break
-        self._awaited = sys.maxsize
+        self._waiting = waiting = asyncio.get_running_loop().create_future()
+        timer = self._environment.call_later(left_s, _end, waiting)
+        try:
+            await waiting
+        finally:
+            timer.cancel()
+            self._awaited = sys.maxsize
 
     def stop(self) -> None:
         """Something has come that must not wait."""
         self._ends_s = 0.0
-        self._is_enough.set()
+        _end(self._waiting)
+
+
+def _end(waiting: asyncio.Future[None] | None) -> None:
+    if waiting is not None and not waiting.done():
+        waiting.set_result(None)

@@ -111,4 +111,6 @@ class Inspection:
         stats.decisions = len(tables.decisions)
         stats.damaged_partitions = len(tables.verification.damaged)
         stats.disputed_partitions = len(self._comparison.disputed)
+        if tables.sender is not None:
+            stats.lease_close = tables.sender.lease.close
         return stats

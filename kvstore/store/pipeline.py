@@ -196,7 +196,8 @@ class Pipeline:
             else:
                 events.queued.clear()
                 continue
-            await asyncio.sleep(0)
+            if not (self._undurable and _waits_for_copies(self._tables)):  # else it waits until they are settled
+                await asyncio.sleep(0)
 
     async def _until_settled(self) -> None:
         """Until another batch may be decided."""
@@ -357,10 +358,11 @@ class Pipeline:
         undurable = self._undurable
         if (sender := self._tables.sender) is not None:
             durable = min(durable, sender.shipping.committed) if sender.serves else 0
-        was_under_way = bool(undurable)
+        if not undurable or undurable[0].position.number > durable:
+            return
         while undurable and undurable[0].position.number <= durable:
             self._publish(undurable.popleft())
-        if sender is not None and was_under_way and not undurable:
+        if sender is not None and not undurable:
             self._gathering.begin(self._tables.limits.batch_ops_max)
         self._events.settled.set()
 
@@ -421,7 +423,7 @@ class _Events:
 def _waits_for_copies(tables: Tables) -> bool:
     """Whether records go to copies one at a time.
     What comes while one is on its way makes the next one fuller, and so saves each of them a record."""
-    return tables.sender is not None and tables.sender.waits
+    return tables.sender is not None and tables.sender.shipping.waits
 
 
 def _unknown(kind: str, key: str) -> None:

@@ -145,7 +145,7 @@ class Replicas:
             return False
         tables.is_sealed = True
         ends_s = environment.monotonic_s() + timeout_s
-        while not (self._pipeline.is_idle and sender.behind().get(copy_id) == 0):
+        while not (self._pipeline.is_idle and sender.shipping.behind.get(copy_id) == 0):
             if environment.monotonic_s() > ends_s or not sender.serves:
                 tables.is_sealed = False
                 return False

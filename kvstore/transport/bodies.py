@@ -58,13 +58,13 @@ class BodyReader:
             )
         announced = int(fields.get("content-length", 0))
         if announced > bytes_max:
-            raise too_large(f"the body has {announced} bytes; the limit is {bytes_max}", bytes_max=bytes_max)
+            raise too_large(f"the body has {announced} bytes; the limit is {bytes_max}.", bytes_max=bytes_max)
         if "expect" in fields:
             await self._answer_expect(request, fields["expect"])
         if request.content.is_eof():
             body: bytes = request.content.read_nowait(-1)
             if len(body) > bytes_max:
-                raise too_large(f"the body is over the limit of {bytes_max} bytes", bytes_max=bytes_max)
+                raise too_large(f"the body is over the limit of {bytes_max} bytes.", bytes_max=bytes_max)
             return body
         self.receiving += 1
         reservation = _Reservation(self, announced or bytes_max)
@@ -87,7 +87,7 @@ class BodyReader:
                 async for chunk in request.content.iter_any():
                     size += len(chunk)
                     if size > bytes_max:
-                        raise too_large(f"the body is over the limit of {bytes_max} bytes", bytes_max=bytes_max)
+                        raise too_large(f"the body is over the limit of {bytes_max} bytes.", bytes_max=bytes_max)
                     reservation.extend_to(size)
                     chunks.append(chunk)
                     timeout.reschedule(min(end_s, loop.time() + self._stall_s))

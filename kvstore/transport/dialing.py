@@ -29,6 +29,8 @@ _OUTAGE_TOLD_S = 5.0  # of a shard, in the log; shorter ones belong to every res
 
 
 class Dialer:
+    """Tries to reach the node at that address, and says which store is asked for."""
+
     def __init__(self, url: str, limits: Limits, session: aiohttp.ClientSession, cluster: ClusterSession) -> None:
         self._url = url
         self._limits = limits
@@ -51,7 +53,7 @@ class Dialer:
         return channels[-1 - self._failures % len(channels)]
 
     async def connect(self, named: Addressee) -> aiohttp.ClientWebSocketResponse:
-        """Raises aiohttp.ClientError, OSError, TimeoutError."""
+        """Open a channel that is for the store of `named` first. Raises aiohttp.ClientError, OSError, TimeoutError."""
         self._news.clear()
         async with asyncio.timeout(self._limits.request_timeout_s):
             socket = await self._session.ws_connect(
@@ -64,7 +66,7 @@ class Dialer:
         return socket
 
     async def pause(self) -> None:
-        """After a try that failed, or a connection that has ended: wait before the next try."""
+        """Wait before the next try: after one that failed, or a connection that has ended."""
         self._failures += 1
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._pause_s):

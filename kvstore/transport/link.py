@@ -91,7 +91,7 @@ class NodeLink:
         self._addressed = channel
 
     def request(self, channel: Addressee, request: Request, at_leisure: bool) -> asyncio.Future[Any]:
-        """See `Channel.request`."""
+        """See `Channel.request`. Raises TooManyRequests; Unavailable while the node is not connected."""
         if not self.connected:
             raise unavailable(channel, "is not connected")
         kind, limits, loop = type(request), self._limits, self._loop
@@ -103,7 +103,7 @@ class NodeLink:
             size += page_bytes(request, limits)
         ops, bytes_after = under_way.ops, under_way.bytes + size
         if len(ops) >= limits.channel_ops_max or bytes_after > limits.channel_bytes_max:
-            raise TooManyRequests(f"too many operations wait for shard {channel.shard_id}", retry_after_ms=100)
+            raise TooManyRequests(f"too many operations wait for shard {channel.shard_id}.", retry_after_ms=100)
         if channel is not self._addressed:
             self._address(channel)
         self._next_id = request.id = op_id = self._next_id + 1

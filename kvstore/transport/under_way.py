@@ -31,6 +31,8 @@ class Addressee(Protocol):
 
 
 class Pending(msgspec.Struct, frozen=True):
+    """An operation that waits. `size`: what it counts for; `deadline_s`: by the clock of the event loop."""
+
     future: asyncio.Future[Any]
     is_write: bool
     size: int
@@ -39,7 +41,10 @@ class Pending(msgspec.Struct, frozen=True):
 
 
 class UnderWay:
-    """The link adds to `ops` and `bytes` by itself: a call for each message would cost more than that."""
+    """The operations under way to one node.
+
+    The link adds to `ops` and `bytes` by itself: a call for each message would cost more than that.
+    """
 
     def __init__(self) -> None:
         self.ops: dict[int, Pending] = {}
@@ -78,7 +83,7 @@ class UnderWay:
         self.bytes -= freed
 
     def fail(self, op_ids: Collection[int], what: str) -> None:
-        """What became of their shard instead of an answer."""
+        """End these operations: `what` became of their shard instead of an answer."""
         for op_id in op_ids:
             waiting = self.ops.pop(op_id)
             self.bytes -= waiting.size
@@ -87,11 +92,12 @@ class UnderWay:
                 waiting.future.exception()  # looked at once here, else asyncio complains of those never awaited
 
     def fail_all(self, what: str) -> None:
+        """As `fail`, of all that wait."""
         self.fail(list(self.ops), what)
 
     def _lost(self, op_id: int, waiting: Pending, what: str) -> KvError:
         if waiting.is_write and op_id <= self.sent_up_to:
-            return OutcomeUnknown(f"shard {waiting.channel.shard_id} {what} before it answered")
+            return OutcomeUnknown(f"shard {waiting.channel.shard_id} {what} before it answered.")
         return unavailable(waiting.channel, what)
 
 
@@ -104,4 +110,5 @@ def page_bytes(scan: Any, limits: Limits) -> int:
 
 
 def unavailable(channel: Addressee, what: str) -> Unavailable:
-    return Unavailable(f"shard {channel.shard_id} {what}", shard=channel.shard_id, retry_after_ms=1000)
+    """The Unavailable of an operation that was not done, because `what` became of its shard."""
+    return Unavailable(f"shard {channel.shard_id} {what}.", shard=channel.shard_id, retry_after_ms=1000)

@@ -9,7 +9,6 @@ Leaves to others: the form of a request (dialects.py), replaying them and lookin
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 from pathlib import Path
 
 from loadtest.bench.data import Data
@@ -26,7 +25,7 @@ _SEED = 4
 
 def put_requests(dialect: Dialect, data: Data) -> list[Request]:
     """Raises Unsupported for a system without batches, RuntimeError when there are too few keys."""
-    return [dialect.put_batch(_puts(data, data.written, numbers)) for numbers in drawn(data)]
+    return [dialect.put_batch(data.puts(numbers)) for numbers in drawn(data)]
 
 
 def get_requests(dialect: Dialect, data: Data) -> list[Request]:
@@ -49,10 +48,6 @@ def drawn(data: Data) -> list[list[int]]:
     return [rng.sample(range(len(data.keys)), OPERATIONS) for _ in range(_BATCHES)]
 
 
-def _puts(data: Data, values: Sequence[bytes], numbers: Sequence[int]) -> list[tuple[str, bytes]]:
-    return [(data.keys[number], values[number]) for number in numbers]
-
-
 def _prefix(data: Data) -> str:
     return data.keys[0].partition("-")[0] + "-"
 
@@ -64,7 +59,7 @@ async def check_puts(url: str, dialect: Dialect, data: Data) -> None:
     """Each key is written twice: what is shown at last has not been there before."""
     for numbers in drawn(data)[:_CHECKED]:
         for values in (data.stored, data.written):
-            await ask_done(url, dialect.put_batch(_puts(data, values, numbers)))
+            await ask_done(url, dialect.put_batch(data._replace(written=values).puts(numbers)))
             for number in numbers:
                 answer = await ask(url, dialect.get(data.keys[number]))
                 if not dialect.shows(answer.body, values[number]):

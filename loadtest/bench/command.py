@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,40 +16,25 @@ import aiohttp
 import click
 import msgspec
 
+from kvstore.errors import KvError
 from loadtest.cluster.local import REPOSITORY
 
 Result = TypeVar("Result")
-Check = Callable[[click.Context, click.Parameter, str], list[Any]]
 
 
-def names(known: Sequence[str]) -> Check:
-    """The callback of an option that is a list of these, each once."""
+class Several(click.ParamType):  # type: ignore[type-arg]
+    """The type of an option that is a list of `kind`, separated by commas, each once."""
 
-    def check(_context: click.Context, _option: click.Parameter, text: str) -> list[str]:
-        found = [name.strip() for name in text.split(",") if name.strip()]
-        if not found:
-            raise click.BadParameter(f"name at least one of {', '.join(known)}")
-        for name in found:
-            if name not in known:
-                raise click.BadParameter(f"{name!r} is unknown; there are {', '.join(known)}")
-        return list(dict.fromkeys(found))
+    name = "list"
 
-    return check
+    def __init__(self, kind: click.ParamType[Any]) -> None:
+        self._kind = kind
 
-
-def numbers(most: int) -> Check:
-    """The callback of an option that is a list of numbers from 1 to `most`, each once."""
-
-    def check(_context: click.Context, _option: click.Parameter, text: str) -> list[int]:
-        try:
-            found = [int(part) for part in text.split(",")]
-        except ValueError:
-            raise click.BadParameter(f"{text!r} is not a list of numbers, as in 1,2,4") from None
-        if not all(1 <= number <= most for number in found):
-            raise click.BadParameter(f"each is a number from 1 to {most}")
-        return list(dict.fromkeys(found))
-
-    return check
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[Any]:
+        """As that of a ParamType; what was converted already stays as it is."""
+        if not isinstance(value, str):
+            return list(value)
+        return list(dict.fromkeys(self._kind.convert(part.strip(), param, ctx) for part in value.split(",")))
 
 
 rounds = click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Figures are medians.")
@@ -78,7 +63,7 @@ def run(work: Coroutine[Any, Any, Result]) -> Result:
         return asyncio.run(ended_by_signals())
     except (KeyboardInterrupt, asyncio.CancelledError):
         raise click.ClickException("interrupted; everything that was started has been ended") from None
-    except (aiohttp.ClientError, OSError, RuntimeError, TimeoutError) as error:
+    except (aiohttp.ClientError, KvError, OSError, RuntimeError, TimeoutError) as error:
         raise click.ClickException(str(error) or "it took too long") from error
 
 

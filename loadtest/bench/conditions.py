@@ -18,7 +18,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from loadtest.bench.http1 import Answer, Request
+from loadtest.bench.http1 import Answer, Request, base64_of, compact, post
 
 COUNTER_DIGITS = 12
 LOCK_TTL_S = 60
@@ -153,15 +153,15 @@ class EtcdConditions(Conditions):
 
     def versions(self, prefix: str) -> Request:
         end = prefix[:-1] + chr(ord(prefix[-1]) + 1)
-        return _post("/v3/kv/range", {"key": _base64(prefix), "range_end": _base64(end), "keys_only": True})
+        return post("/v3/kv/range", {"key": base64_of(prefix), "range_end": base64_of(end), "keys_only": True})
 
     def listed(self, answer: Answer, prefix: str) -> Listed:
         items = answer.document.get("kvs", [])
         return Listed({base64.b64decode(item["key"]).decode(): item["mod_revision"] for item in items}, None)
 
     def cas(self, key: str, value: bytes) -> Request:
-        ask_version = {"request_range": {"key": _base64(key), "keys_only": True}}
-        return self._txn(key, json.dumps(base64.b64encode(value).decode()), [ask_version])
+        ask_version = {"request_range": {"key": base64_of(key), "keys_only": True}}
+        return self._txn(key, json.dumps(base64_of(value)), [ask_version])
 
     def cas_counter(self, key: str) -> Request:
         width = len(base64.b64encode(bytes(COUNTER_DIGITS))) + 2
@@ -169,14 +169,14 @@ class EtcdConditions(Conditions):
 
     @staticmethod
     def _txn(key: str, value: str, failure: list[object]) -> Request:
-        compare = {"key": _base64(key), "target": "MOD", "result": "EQUAL", "mod_revision": "VERSION"}
-        success = {"request_put": {"key": _base64(key), "value": "VALUE"}}
-        body = _compact({"compare": [compare], "success": [success], "failure": failure})
+        compare = {"key": base64_of(key), "target": "MOD", "result": "EQUAL", "mod_revision": "VERSION"}
+        success = {"request_put": {"key": base64_of(key), "value": "VALUE"}}
+        body = compact({"compare": [compare], "success": [success], "failure": failure})
         body = body.replace('"VERSION"', _slot(_INTEGER_WIDTH)).replace('"VALUE"', value)
         return Request("POST", "/v3/kv/txn", body.encode())
 
     def counter(self, number: int) -> str:
-        return json.dumps(_base64(f"{number:0{COUNTER_DIGITS}}"))
+        return json.dumps(base64_of(f"{number:0{COUNTER_DIGITS}}"))
 
     def was_set(self, answer: Answer) -> bool:
         return _told(answer, {200: bool(answer.document.get("succeeded"))})
@@ -185,27 +185,27 @@ class EtcdConditions(Conditions):
         return int(base64.b64decode(answer.document["kvs"][0]["value"]))
 
     def session(self) -> Request:
-        return _post("/v3/lease/grant", {"TTL": LOCK_TTL_S})
+        return post("/v3/lease/grant", {"TTL": LOCK_TTL_S})
 
     def session_id(self, answer: Answer) -> str:
         return str(answer.document["ID"])
 
     def acquire(self, name: str) -> Request:
-        body = _compact({"name": _base64(name), "lease": "LEASE"}).replace('"LEASE"', _slot(_INTEGER_WIDTH))
+        body = compact({"name": base64_of(name), "lease": "LEASE"}).replace('"LEASE"', _slot(_INTEGER_WIDTH))
         return Request("POST", "/v3/lock/lock", body.encode())
 
     def token(self, answer: Answer) -> str | None:
         return json.dumps(answer.document["key"]) if _told(answer, {200: True}) else None
 
     def release(self, name: str) -> Request:
-        body = _compact({"key": "KEY"}).replace('"KEY"', _slot(_LOCK_KEY_WIDTH))
+        body = compact({"key": "KEY"}).replace('"KEY"', _slot(_LOCK_KEY_WIDTH))
         return Request("POST", "/v3/lock/unlock", body.encode())
 
     def held(self, prefix: str) -> Request:
-        return _post("/v3/lease/leases", {})
+        return post("/v3/lease/leases", {})
 
     def free(self, answer: Answer) -> list[Request]:
-        return [_post("/v3/lease/revoke", {"ID": lease["ID"]}) for lease in answer.document.get("leases", [])]
+        return [post("/v3/lease/revoke", {"ID": lease["ID"]}) for lease in answer.document.get("leases", [])]
 
 
 CONDITIONS: dict[str, Conditions] = {each.name: each for each in (KvstoreConditions(), EtcdConditions())}
@@ -238,15 +238,3 @@ def _told(answer: Answer, meaning: Mapping[int, bool]) -> bool:
     if answer.status not in meaning:
         raise RuntimeError(f"an answer that was not expected: {answer.status} {answer.body[:300]!r}")
     return meaning[answer.status]
-
-
-def _post(target: str, body: object) -> Request:
-    return Request("POST", target, _compact(body).encode())
-
-
-def _compact(document: object) -> str:
-    return json.dumps(document, separators=(",", ":"))
-
-
-def _base64(text: str) -> str:
-    return base64.b64encode(text.encode()).decode()

@@ -29,6 +29,10 @@ class Data(NamedTuple):
     written: Sequence[bytes]
     owners: Sequence[str]
 
+    def puts(self, numbers: Sequence[int]) -> list[tuple[str, bytes]]:
+        """The keys of these numbers, and what the runs write to them."""
+        return [(self.keys[number], self.written[number]) for number in numbers]
+
 
 def make_data(keys: int, seed: int, shards: int = SHARDS) -> Data:
     """`keys` keys with two values of 100 bytes each; the same for the same seed."""

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from kvstore.router.decode import encode_cursor
-from loadtest.bench.http1 import Answer, Request
+from loadtest.bench.http1 import Answer, Request, base64_of, post
 
 
 class Unsupported(Exception):
@@ -73,14 +73,14 @@ class Kvstore(Dialect):
 
     def put_all(self, puts: Sequence[tuple[str, bytes]]) -> Request:
         steps = [{"op": "put", "key": key, "value": value.decode("ascii")} for key, value in puts]
-        return _post("/v1/txn", {"then": steps})
+        return post("/v1/txn", {"then": steps})
 
     def put_batch(self, puts: Sequence[tuple[str, bytes]]) -> Request:
         ops = [{"op": "put", "key": key, "value": value.decode("ascii")} for key, value in puts]
-        return _post("/v1/batch", {"ops": ops})
+        return post("/v1/batch", {"ops": ops})
 
     def get_batch(self, keys: Sequence[str]) -> Request:
-        return _post("/v1/batch", {"ops": [{"op": "get", "key": key} for key in keys]})
+        return post("/v1/batch", {"ops": [{"op": "get", "key": key} for key in keys]})
 
     def page(self, prefix: str, after: str, limit: int) -> Request:
         return Request("GET", f"/v1/kv?prefix={prefix}&after={encode_cursor(after)}&limit={limit}&values=true")
@@ -118,32 +118,32 @@ class Etcd(Dialect):
     name = "etcd"
 
     def get(self, key: str) -> Request:
-        return _post("/v3/kv/range", {"key": _base64(key.encode())})
+        return post("/v3/kv/range", {"key": base64_of(key)})
 
     def put(self, key: str, value: bytes) -> Request:
-        return _post("/v3/kv/put", _key_and_value(key, value))
+        return post("/v3/kv/put", _key_and_value(key, value))
 
     def put_all(self, puts: Sequence[tuple[str, bytes]]) -> Request:
         steps = [{"request_put": _key_and_value(key, value)} for key, value in puts]
-        return _post("/v3/kv/txn", {"success": steps})
+        return post("/v3/kv/txn", {"success": steps})
 
     def put_batch(self, puts: Sequence[tuple[str, bytes]]) -> Request:
         return self.put_all(puts)
 
     def get_batch(self, keys: Sequence[str]) -> Request:
-        return _post("/v3/kv/txn", {"success": [{"request_range": {"key": _base64(key.encode())}} for key in keys]})
+        return post("/v3/kv/txn", {"success": [{"request_range": {"key": base64_of(key)}} for key in keys]})
 
     def page(self, prefix: str, after: str, limit: int) -> Request:
         end = prefix[:-1] + chr(ord(prefix[-1]) + 1)
-        bounds = {"key": _base64(after.encode() + b"\0"), "range_end": _base64(end.encode())}
-        return _post("/v3/kv/range", {**bounds, "limit": limit})
+        bounds = {"key": base64_of(after.encode() + b"\0"), "range_end": base64_of(end)}
+        return post("/v3/kv/range", {**bounds, "limit": limit})
 
     def listed(self, body: bytes) -> list[tuple[str, bytes]]:
         items = json.loads(body).get("kvs", [])
         return [(base64.b64decode(item["key"]).decode(), base64.b64decode(item["value"])) for item in items]
 
     def shows(self, body: bytes, value: bytes) -> bool:
-        return _base64(value).encode() in body
+        return base64_of(value).encode() in body
 
 
 class Webdis(Dialect):
@@ -172,13 +172,5 @@ class Webdis(Dialect):
         return Request("POST", "/", "/".join(["MGET", *keys]).encode())
 
 
-def _post(target: str, document: object) -> Request:
-    return Request("POST", target, json.dumps(document, separators=(",", ":")).encode())
-
-
 def _key_and_value(key: str, value: bytes) -> dict[str, str]:
-    return {"key": _base64(key.encode()), "value": _base64(value)}
-
-
-def _base64(data: bytes) -> str:
-    return base64.b64encode(data).decode("ascii")
+    return {"key": base64_of(key), "value": base64_of(value)}

@@ -8,6 +8,7 @@ Leaves to others: what is asked (dialects.py, conditions.py).
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -33,6 +34,19 @@ class Request(NamedTuple):
         if self.body or self.method in ("PUT", "POST"):
             lines.append(f"Content-Length: {len(self.body)}")
         return "\r\n".join([*lines, "", ""]).encode("ascii") + self.body
+
+
+def compact(document: object) -> str:
+    """JSON without blanks."""
+    return json.dumps(document, separators=(",", ":"))
+
+
+def post(target: str, document: object) -> Request:
+    return Request("POST", target, compact(document).encode())
+
+
+def base64_of(data: bytes | str) -> str:
+    return base64.b64encode(data.encode() if isinstance(data, str) else data).decode("ascii")
 
 
 class Answer(NamedTuple):

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, TypeVar
 
 import msgspec
 
@@ -88,10 +88,10 @@ def summarize(runs: Iterable[Run]) -> list[Cell]:
             p99_ms=median(run.p99_ms for run in group),
             cpu_us_per_op=median(run.cpu_us_per_op for run in group),
             cpu_us_per_op_by_process=_median_by_process(group),
-            batch_operations=_median_of_known(run.batch_operations for run in group),
+            batch_operations=median_of_known(run.batch_operations for run in group),
             errors=sum(run.failed for run in group),
             errors_by_kind=_add_up(run.errors for run in group),
-            abort_rate=_median_of_known(run.abort_rate for run in group),
+            abort_rate=median_of_known(run.abort_rate for run in group),
             refused_per_op=median(run.refused / max(1, run.operations) for run in group),
             to={
                 peer: found
@@ -115,7 +115,8 @@ def _add_up(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
     return dict(sorted(total.items()))
 
 
-def _median_of_known(figures: Iterable[float | None]) -> float | None:
+def median_of_known(figures: Iterable[float | None]) -> float | None:
+    """None if none of them is known."""
     known = [figure for figure in figures if figure is not None]
     return median(known) if known else None
 
@@ -148,7 +149,17 @@ def cpu_time(run: Run) -> float:
     return run.cpu_us_per_op
 
 
-def ratio(mine: Sequence[Run], peers: Sequence[Run], figure: Callable[[Run], float]) -> Ratio | None:
+class OfRound(Protocol):
+    """A run; `round` counts from 1."""
+
+    @property
+    def round(self) -> int: ...
+
+
+Figures = TypeVar("Figures", bound=OfRound)
+
+
+def ratio(mine: Sequence[Figures], peers: Sequence[Figures], figure: Callable[[Figures], float]) -> Ratio | None:
     """Of a figure, round by round; None when no round has both."""
     theirs = {run.round: figure(run) for run in peers if figure(run) > 0}
     ratios = [figure(run) / theirs[run.round] for run in mine if run.round in theirs]

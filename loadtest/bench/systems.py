@@ -1,6 +1,6 @@
 """The systems that are compared: what each needs, how it is started, how it is ended.
 
-Owns: the processes of each system, their folder and ports, and how long they took until they answered.
+Owns: the processes of each system, their folder and ports.
 Promises: each is durable at every acknowledgement (but `bare`, which stores nothing); everything is on 127.0.0.1, in
 the given folder, and is ended by `stop`, whatever happened before.
 Leaves to others: requests (dialects.py), measuring (drive.py).
@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
@@ -54,7 +54,7 @@ class Batches(NamedTuple):
 
 class System(ABC):
     """One system in a folder of its own.
-    After `start`: `urls` (where it is asked; `url` is the first), `roots` (pids of its top processes), `ready_s`.
+    After `start`: `urls` (where it is asked; `url` is the first), `roots` (pids of its top processes).
     `shape` is None for what is no cluster of ours."""
 
     dialect: Dialect
@@ -65,7 +65,6 @@ class System(ABC):
     def __init__(self, name: str = "") -> None:
         self.name = name or self.dialect.name
         self.urls: list[str] = []
-        self.ready_s = 0.0
         self._running: list[asyncio.subprocess.Process] = []
 
     @property
@@ -78,8 +77,7 @@ class System(ABC):
 
     def missing(self) -> str | None:
         """The command that installs what is missing, None when all is there."""
-        packages = [package for program, package in self.programs if shutil.which(program) is None]
-        return f"apt-get install {' '.join(packages)}" if packages else None
+        return missing(self.programs)
 
     @abstractmethod
     def version(self) -> str: ...
@@ -124,19 +122,15 @@ class KvstoreSystem(System):
         return [self._cluster.up.pid] if self._cluster is not None and self._cluster.up is not None else []
 
     def version(self) -> str:
-        commit = output("git", "-C", str(REPOSITORY), "describe", "--always", "--dirty")
-        copies = f", replicas: {self._replicas}" if self._replicas > 1 else ""
-        return f"kvstore ({commit or 'no commit'}{copies})"
+        return kvstore_version(self._replicas)
 
     async def start(self, folder: Path) -> None:
         shards, routers = self.shape
         self._cluster = LocalCluster(folder, shards, routers=routers, replicas=self._replicas)
-        began = time.monotonic()
         await self._cluster.start()
         assert self._cluster.up is not None
         self.urls = self._cluster.urls
         await self._wait_for(Request("GET", "/readyz"), self._cluster.log, self._cluster.up)
-        self.ready_s = time.monotonic() - began
 
     async def batches(self) -> Batches:
         return read_batches((await ask(self.url, Request("GET", "/metrics"))).body.decode())
@@ -178,14 +172,12 @@ class EtcdSystem(System):
         ports = processes.free_ports(2 * self._nodes)
         clients, peers = ([f"http://127.0.0.1:{port}" for port in half] for half in (ports[::2], ports[1::2]))
         self.urls = clients
-        began = time.monotonic()
         for number in range(self._nodes):
             command = etcd_command(folder, number, clients[number], peers)
             self._running.append(await processes.start(command, folder / f"etcd-{number}.log"))
         await self._wait_for(Request("GET", "/health"), folder / "etcd-0.log", self._running[0])
         if self._nodes > 1:
             self.urls = [await self._leader()]
-        self.ready_s = time.monotonic() - began
 
     async def _leader(self) -> str:
         """Raises RuntimeError."""
@@ -222,9 +214,8 @@ class RedisSystem(System):
     programs = (("redis-server", "redis-server"), ("webdis", "webdis"))
 
     def version(self) -> str:
-        words = (word for word in output("redis-server", "--version").split() if word.startswith("v="))
         webdis = output("dpkg-query", "-W", "-f=${Version}", "webdis")
-        return f"Redis {next(words, '')[2:]} + webdis {webdis}".rstrip()
+        return f"Redis {redis_version()} + webdis {webdis}".rstrip()
 
     async def start(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -238,12 +229,10 @@ class RedisSystem(System):
             *("redis-server", "--port", str(redis_port), "--bind", "127.0.0.1", "--dir", str(folder)),
             *("--appendonly", "yes", "--appendfsync", "always", "--save", "", "--daemonize", "no"),
         ]
-        began = time.monotonic()
         self._running.append(await processes.start(command, log))
         await _wait_for_port(redis_port)
         self._running.append(await processes.start(["webdis", str(config)], folder / "webdis.out", cwd=folder))
         await self._wait_for(Request("GET", "/PING"), log, self._running[-1])
-        self.ready_s = time.monotonic() - began
 
 
 class BareSystem(System):
@@ -255,11 +244,9 @@ class BareSystem(System):
     async def start(self, folder: Path) -> None:
         log, (port,) = folder / "bare.log", processes.free_ports(1)
         command = [sys.executable, "-m", "loadtest.bench.bare", str(port)]
-        began = time.monotonic()
         self._running.append(await processes.start(command, log, cwd=REPOSITORY))
         self.urls = [f"http://127.0.0.1:{port}"]
         await self._wait_for(Request("GET", "/"), log, self._running[-1])
-        self.ready_s = time.monotonic() - began
 
 
 async def _wait_for_port(port: int) -> None:
@@ -272,6 +259,22 @@ async def _wait_for_port(port: int) -> None:
             return
         await asyncio.sleep(_READY_POLL_S)
     raise RuntimeError(f"no client listens on port {port}")
+
+
+def kvstore_version(replicas: int = 1) -> str:
+    commit = output("git", "-C", str(REPOSITORY), "describe", "--always", "--dirty")
+    return f"kvstore ({commit or 'no commit'}{f', replicas: {replicas}' if replicas > 1 else ''})"
+
+
+def redis_version() -> str:
+    words = (word for word in output("redis-server", "--version").split() if word.startswith("v="))
+    return next(words, "")[2:]
+
+
+def missing(programs: Iterable[tuple[str, str]]) -> str | None:
+    """The command that installs those of the programs, given with their packages, that are missing; None: none is."""
+    packages = [package for program, package in programs if shutil.which(program) is None]
+    return f"apt-get install {' '.join(packages)}" if packages else None
 
 
 def output(*command: str) -> str:

@@ -35,13 +35,13 @@ class Transactions(NamedTuple):
 
     def requests(self, dialect: Dialect, data: Data) -> list[Request]:
         """Raises Unsupported for a system without transactions, RuntimeError when there are too few keys."""
-        return [dialect.put_all(_puts(data, numbers)) for numbers in self._drawn(data)]
+        return [dialect.put_all(data.puts(numbers)) for numbers in self._drawn(data)]
 
     async def check(self, url: str, dialect: Dialect, data: Data) -> None:
         """Carry a few out. Raises RuntimeError if their keys are not written, or lie elsewhere than `data` says."""
         checked = self._drawn(data)[:_CHECKED]
         for numbers in checked:
-            await ask_done(url, dialect.put_all(_puts(data, numbers)))
+            await ask_done(url, dialect.put_all(data.puts(numbers)))
         for number in (number for numbers in checked for number in numbers):
             key, owner = data.keys[number], data.owners[number]
             answer = await ask(url, dialect.get(key))
@@ -54,10 +54,6 @@ class Transactions(NamedTuple):
         if len(data.keys) < PUTS:
             raise RuntimeError(f"a transaction writes {PUTS} keys, and there are {len(data.keys)}")
         return self.draw(data.owners, random.Random(_SEED))
-
-
-def _puts(data: Data, numbers: Sequence[int]) -> list[tuple[str, bytes]]:
-    return [(data.keys[number], data.written[number]) for number in numbers]
 
 
 def over_all_stores(owners: Sequence[str], rng: random.Random) -> list[list[int]]:

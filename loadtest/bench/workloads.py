@@ -42,7 +42,6 @@ class Workload(NamedTuple):
     """
 
     name: str
-    title: str
     requests: Requests | None
     operations: int = 1
     stateful: Stateful | None = None
@@ -69,15 +68,14 @@ def _put(dialect: Dialect, data: Data) -> list[Request]:
     return [dialect.put(key, value) for key, value in zip(data.keys, data.written, strict=True)]
 
 
-def _of_batches(name: str, title: str, requests: Requests, check: Check) -> Workload:
-    return Workload(name, title, requests, operations=batches.OPERATIONS, replay=batches.SCRIPT, check=check)
+def _of_batches(name: str, requests: Requests, check: Check) -> Workload:
+    return Workload(name, requests, operations=batches.OPERATIONS, replay=batches.SCRIPT, check=check)
 
 
-def _of_transactions(name: str, title: str, draw: transactions.Draw, seconds_min: int = 1) -> Workload:
+def _of_transactions(name: str, draw: transactions.Draw, seconds_min: int = 1) -> Workload:
     drawn = Transactions(draw)
     return Workload(
         name,
-        title,
         drawn.requests,
         replay=transactions.SCRIPT,
         check=drawn.check,
@@ -89,18 +87,16 @@ def _of_transactions(name: str, title: str, draw: transactions.Draw, seconds_min
 WORKLOADS: dict[str, Workload] = {
     workload.name: workload
     for workload in (
-        Workload("get", "GET of a random key", _get),
-        Workload("put", "PUT of a random key", _put),
-        _of_batches("batch100", "batch of 100 PUTs of random keys", batches.put_requests, batches.check_puts),
-        _of_batches("batch100-get", "batch of 100 GETs of random keys", batches.get_requests, batches.check_gets),
-        Workload("list", "page of 100 keys behind a random key", batches.page_requests, check=batches.check_pages),
-        Workload("cas", "compare-and-set of a random key", None, stateful=Cas()),
-        Workload("cas-hot", "increments of one key by compare-and-set", None, stateful=HotCas()),
-        Workload("lock", "acquire and release of a random lock", None, stateful=LockCycles()),
-        _of_transactions("txn4", "transaction of 4 PUTs of random keys", transactions.over_all_stores),
-        _of_transactions("txn1", "transaction of 4 PUTs of random keys of one store", transactions.in_one_store),
-        _of_transactions(
-            "txn-zipf", "transaction of 4 PUTs of keys drawn by Zipf's law", transactions.zipf, 2 * _CONFLICT_S
-        ),
+        Workload("get", _get),
+        Workload("put", _put),
+        _of_batches("batch100", batches.put_requests, batches.check_puts),
+        _of_batches("batch100-get", batches.get_requests, batches.check_gets),
+        Workload("list", batches.page_requests, check=batches.check_pages),
+        Workload("cas", None, stateful=Cas()),
+        Workload("cas-hot", None, stateful=HotCas()),
+        Workload("lock", None, stateful=LockCycles()),
+        _of_transactions("txn4", transactions.over_all_stores),
+        _of_transactions("txn1", transactions.in_one_store),
+        _of_transactions("txn-zipf", transactions.zipf, 2 * _CONFLICT_S),
     )
 }

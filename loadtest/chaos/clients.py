@@ -19,6 +19,7 @@ import aiohttp
 import msgspec
 
 from loadtest.chaos.meter import Meter
+from loadtest.cluster import changes
 from loadtest.drivers.aio import Wire, drive
 from loadtest.histories.history import AnyOperation, Balances, Count, Lists, Register
 from loadtest.histories.verdict import CLOSING, OPENING
@@ -191,8 +192,7 @@ class Clients:
 
     async def counted(self) -> int:
         """How many keys the shards count; -1 if a router cannot tell."""
-        reply = await self.quiet.ask("GET", "/v1/cluster")
-        shards = msgspec.json.decode(reply.body).get("shards", []) if reply.status == 200 else []
+        shards = (await changes.cluster(self.quiet)).get("shards", [])
         return sum(shard["keys"] or 0 for shard in shards) if shards else -1
 
     def _counts(self) -> str:

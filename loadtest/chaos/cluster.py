@@ -62,7 +62,7 @@ class ChaosCluster(ArmedCluster):
         """Started by loadtest.chaos.child."""
         proxy = ""
         if self._proxy is not None:
-            self._proxy.names[child.argv[child.argv.index("--listen") + 1]] = child.name
+            self._proxy.faults.names[child.argv[child.argv.index("--listen") + 1]] = child.name
             proxy = self._proxy.address
         slow = str(self._slow(child.name)) if child.name.startswith("shard-") else ""
         return child._replace(argv=command(child.name, proxy, child.argv, self._bug, slow))

@@ -135,7 +135,7 @@ class CopyFaults:
     async def _map_without(self, name: str) -> ClusterMap | None:
         """The map once nothing that the dead process has sent can change it; None where that may still come."""
         await asyncio.sleep(_HEARD_S)
-        ways = self._proxy.faults if self._proxy is not None else {}
+        ways = self._proxy.faults.by_way if self._proxy is not None else {}
         if await self._map() is None or any({name, "controller-0"} == set(way) for way in ways):
             return None
         await asyncio.sleep(_HEARD_S)

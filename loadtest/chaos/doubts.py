@@ -13,8 +13,8 @@ import time
 from collections.abc import Sequence
 
 import aiohttp
-import msgspec
 
+from loadtest.cluster import changes
 from loadtest.drivers.aio import Wire
 
 _POLL_S = 0.05
@@ -30,12 +30,8 @@ class Doubts:
         self._wire = Wire(http, urls, seed=0)
 
     async def look(self) -> None:
-        reply = await self._wire.ask("GET", "/v1/cluster")
-        if reply.status != 200:
-            self.count = -1
-            return
-        document = msgspec.json.decode(reply.body)
-        if any(shard["state"] != "up" for shard in document["shards"]):
+        document = await changes.cluster(self._wire)
+        if not document or any(shard["state"] != "up" for shard in document["shards"]):
             self.count = -1
             return
         self.count = document["in_doubt"]["count"]

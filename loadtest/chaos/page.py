@@ -14,7 +14,7 @@ from statistics import fmean, median
 from loadtest.chaos.summary import Fault, Phase, Point, RunSummary
 from loadtest.histories.verdict import Check
 from loadtest.tools import charts
-from loadtest.tools.charts import Band, Lane, Mark, Series, show_time
+from loadtest.tools.charts import Band, Chart, Lane, Mark, Series, show_time
 from loadtest.tools.web_page import bullets, document, table, text
 
 _POINTS_MAX = 300  # more of them would be less than 3 pixels apart
@@ -108,7 +108,7 @@ def _timeline(run: RunSummary) -> str:
         for (nemesis, kind), faults in sorted(kinds.items(), key=lambda item: _place(run.nemeses, item[0][0]))
     ]
     told = "From when to when each fault lasted. Dashed lines: where a phase begins, with new keys and no fault left."
-    return charts.lanes("faults-over-time", "Faults", told, rows, run.seconds, _marks(run))
+    return charts.lanes(Chart("faults-over-time", "Faults", told, run.seconds, marks=_marks(run)), rows)
 
 
 def _place(nemeses: Sequence[str], nemesis: str) -> int:
@@ -140,41 +140,18 @@ def _rates(run: RunSummary) -> str:
         Series("p99", [(point.at_s, point.p99_ms) for point in points]),
     ]
     slowest = f"Of all answers in {width_s} s: the median, and the highest p99 of a second." if width_s > 1 else every
-    return "\n".join(
-        [
-            charts.areas(
-                "throughput",
-                "Operations done, by workload",
-                f"{every} The upper edge is the sum. {shaded}",
-                done,
-                "per s",
-                run.seconds,
-                bands=bands,
-                marks=marks,
-            ),
-            charts.lines(
-                "latency",
-                "Latency of all answers",
-                f"{slowest} {shaded} Logarithmic axis.",
-                latency,
-                "ms",
-                run.seconds,
-                bands=bands,
-                marks=marks,
-                logarithmic=True,
-            ),
-            charts.areas(
-                "refusals",
-                "Refusals, by problem code",
-                f"{every} The upper edge is the sum. {shaded}",
-                failed,
-                "per s",
-                run.seconds,
-                bands=bands,
-                marks=marks,
-            ),
-        ]
-    )
+
+    def chart(name: str, title: str, description: str) -> Chart:
+        return Chart(name, title, description, run.seconds, bands, marks)
+
+    sums = f"{every} The upper edge is the sum. {shaded}"
+    below = f"{slowest} {shaded} Logarithmic axis."
+    parts = [
+        charts.areas(chart("throughput", "Operations done, by workload", sums), done, "per s"),
+        charts.lines(chart("latency", "Latency of all answers", below), latency, "ms", logarithmic=True),
+        charts.areas(chart("refusals", "Refusals, by problem code", sums), failed, "per s"),
+    ]
+    return "\n".join(parts)
 
 
 def _by_name(points: Sequence[Point], rates: Rates) -> list[Series]:

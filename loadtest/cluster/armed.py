@@ -91,7 +91,6 @@ class ArmedCluster(LocalCluster):
         self.urls = [url_of(router.listen) for router in config.routers]
         self.url = self.urls[0]
         self.controller_url = url_of(config.controllers[0].listen)
-        began = time.monotonic()
         self._log = Log(os.open(self.log, os.O_CREAT | os.O_APPEND | os.O_WRONLY | os.O_CLOEXEC, 0o644))
         self._supervisor = _ArmedSupervisor(self._armed, config.limits, self._log, self.dressed)
         for child in cluster_children(config, self.config):
@@ -100,7 +99,6 @@ class ArmedCluster(LocalCluster):
             ShardReconciler(config, self.config, self._supervisor, self._log).follow()
         )
         await self.wait_ready(READY_TIMEOUT_S)
-        self.ready_s = time.monotonic() - began
 
     def dressed(self, child: Child) -> Child:
         """The child as it is to be started: an override may use another command."""

@@ -12,7 +12,6 @@ import asyncio
 import contextlib
 import signal
 import sys
-import time
 from pathlib import Path
 from typing import Any, Self
 
@@ -53,7 +52,6 @@ class LocalCluster:
         self.limits = limits or {}
         self.url = ""
         self.urls: list[str] = []
-        self.ready_s = 0.0
         self.up: asyncio.subprocess.Process | None = None
         self._drain: asyncio.Task[None] | None = None
         self._seen: set[Process] = set()
@@ -70,12 +68,11 @@ class LocalCluster:
         await self.stop()
 
     async def start(self) -> None:
-        """Start `kvstore up` and wait for its `ready:` line, which tells of the first router; sets `url`, `urls`
-        and `ready_s`. Raises RuntimeError."""
+        """Start `kvstore up` and wait for its `ready:` line, which tells of the first router; sets `url` and `urls`.
+        Raises RuntimeError."""
         self.folder.mkdir(parents=True, exist_ok=True)
         if not self.config.exists():
             self.config.write_text(self._yaml(), encoding="utf-8")
-        began = time.monotonic()
         command = [sys.executable, "-m", "kvstore", "up", "--config", str(self.config)]
         self.up = await processes.start(command, self.log, cwd=REPOSITORY, pipe=True)
         try:
@@ -84,7 +81,6 @@ class LocalCluster:
             raise RuntimeError(f"kvstore up: {error}\n{processes.tail(self.log)}") from None
         routers = yaml.safe_load(self.config.read_text(encoding="utf-8"))["routers"]
         self.urls = [f"http://{router['listen']}" for router in routers]
-        self.ready_s = time.monotonic() - began
         self._drain = asyncio.create_task(self._read_on(self.up))
 
     async def stop(self) -> None:

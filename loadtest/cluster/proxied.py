@@ -4,7 +4,7 @@ Owns: passing bytes on, in order, and the ends of connections: half-closing, res
 Promises: what is read and not yet written is bounded, because an end is not read while the other one takes no more.
 A stream never has a hole: where a fault lost something of it, the connection ends before anything that came later
 arrives (a network may delay or break a TCP connection, but never takes a piece out of one).
-Leaves to others: which faults there are (`proxy`), whom to connect with whom (`proxy`).
+Leaves to others: which faults there are (`faults`), whom to connect with whom (`connections`).
 
 Bytes that vanish in a cut are gone for good. TCP would send them again once the cut heals; here the connection is
 reset then, as TCP does when its patience is over. For bytes that arrive late instead there are stalls and delays.
@@ -16,12 +16,14 @@ import asyncio
 import contextlib
 import socket
 import struct
-from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from random import Random
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import msgspec
+
+from loadtest.cluster.faults import Faults, Route
+from loadtest.cluster.late_chunks import LateChunks
 
 _QUEUED_BYTES_MAX = 1024 * 1024
 _WRITE_BUFFER_BYTES_MAX = 256 * 1024
@@ -29,29 +31,6 @@ _LINGER_NOT = struct.pack("ii", 1, 0)  # SO_LINGER of no seconds: close(2) sends
 
 _EOF = b""
 _RESET = None
-
-
-class Fault(msgspec.Struct):
-    """What is wrong with one direction of a link."""
-
-    is_cut: bool = False
-    is_stalled: bool = False
-    delay_s: float = 0.0
-    jitter_s: float = 0.0
-    drop_probability: float = 0.0
-
-    @property
-    def is_closed(self) -> bool:
-        """Nothing passes now."""
-        return self.is_cut or self.is_stalled
-
-
-class Route(NamedTuple):
-    """The direction of some bytes: from the process `source` to the address it connected to, or back."""
-
-    source: str
-    address: str
-    is_back: bool
 
 
 class Counts(msgspec.Struct):
@@ -67,15 +46,11 @@ class Counts(msgspec.Struct):
 
 
 class Network(Protocol):
-    """What an end must know. `faults` is empty while there are none: the short way."""
+    """What an end must know."""
 
+    faults: Faults
     counts: Counts
     random: Random
-
-    @property
-    def faults(self) -> Mapping[tuple[str, str], Fault]: ...
-
-    def fault_of(self, route: Route) -> Fault | None: ...
 
     def on_lost(self, end: End) -> None: ...
 
@@ -106,8 +81,7 @@ class End(asyncio.Protocol):
         self._has_told_the_end = False
         self._is_full = False
         self._is_paused = False
-        self._queue: deque[tuple[float, bytes | None]] = deque()
-        self._queued_bytes = 0
+        self.late = LateChunks()
         self._timer: asyncio.TimerHandle | None = None
 
     # --- the socket --------------------------------------------------------------------------------------------------
@@ -129,7 +103,7 @@ class End(asyncio.Protocol):
             self._on_data(data)
         network = self._network
         network.counts.bytes += len(data)
-        if network.faults or self._queue or self.other.transport is None:
+        if network.faults.by_way or self.late or self.other.transport is None:
             self._send(data)
         else:
             self.other.write(data)
@@ -159,7 +133,7 @@ class End(asyncio.Protocol):
     def _send(self, chunk: bytes | None) -> None:
         """Put it on the way to the other end, with whatever the network does to it."""
         network = self._network
-        fault = network.fault_of(self.route) if network.faults else None
+        fault = network.faults.of(self.route) if network.faults.by_way else None
         due_s = 0.0
         if fault is not None:
             is_open = self.other.was_opened  # before that nothing is on its way: it is still with its sender
@@ -177,28 +151,25 @@ class End(asyncio.Protocol):
             self._enqueue(due_s, chunk)
 
     def _enqueue(self, due_s: float, chunk: bytes | None) -> None:
-        if not due_s and not self._queue and self.other.was_opened:
+        if not due_s and not self.late and self.other.was_opened:
             self._deliver(chunk)
             return
-        if self._queue:
-            due_s = max(due_s, self._queue[-1][0])
-        self._queue.append((due_s, chunk))
-        self._queued_bytes += len(chunk or b"")
-        if self._timer is None and self.other.was_opened:
-            self._timer = self._loop.call_at(due_s, self.deliver_due)
+        self.late.put(due_s, chunk)
+        if self.other.was_opened:
+            self._wake_when_due()
         self.set_reading()
 
     def deliver_due(self) -> None:
-        """What is queued and has come to its time."""
+        """What is on its way and has come to its time."""
         self._timer = None
-        now_s = self._loop.time()
-        while self._queue and self._queue[0][0] <= now_s:
-            _, chunk = self._queue.popleft()
-            self._queued_bytes -= len(chunk or b"")
+        for chunk in self.late.take_due(self._loop.time()):
             self._deliver(chunk)
-        if self._queue:
-            self._timer = self._loop.call_at(self._queue[0][0], self.deliver_due)
+        self._wake_when_due()
         self.set_reading()
+
+    def _wake_when_due(self) -> None:
+        if self._timer is None and (due_s := self.late.due_s) is not None:
+            self._timer = self._loop.call_at(due_s, self.deliver_due)
 
     def _deliver(self, chunk: bytes | None) -> None:
         if chunk is _RESET:
@@ -233,7 +204,7 @@ class End(asyncio.Protocol):
     def abort(self) -> None:
         """At once, with a reset."""
         self._is_over = True
-        self._queue.clear()
+        self.late.clear()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -259,8 +230,8 @@ class End(asyncio.Protocol):
         transport = self.transport
         if transport is None or self._is_over or self._has_ended or transport.is_closing():
             return
-        fault = self._network.fault_of(self.route) if self._network.faults else None
-        is_paused = self._is_full or self._queued_bytes > _QUEUED_BYTES_MAX or bool(fault and fault.is_stalled)
+        fault = self._network.faults.of(self.route) if self._network.faults.by_way else None
+        is_paused = self._is_full or self.late.bytes > _QUEUED_BYTES_MAX or bool(fault and fault.is_stalled)
         if is_paused != self._is_paused:
             self._is_paused = is_paused
             if is_paused:

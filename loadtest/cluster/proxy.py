@@ -1,11 +1,11 @@
 """All links of a cluster: a TCP proxy in this process, through which every one of its connections goes.
 
-Owns: what is wrong with which link (cut, stalled, slow, lossy, repeating), connecting through the proxy, and the
-addresses at which clients reach routers.
+Owns: making something wrong with a link (cut, stalled, slow, lossy, repeating) and ending it, listening for children,
+and the addresses at which clients reach routers.
 Promises: without a fault bytes pass as they come. A fault is of one direction between two processes, by their names,
 and holds for the connections that there are and for those to come, whichever side opened them; `heal` ends it.
-Leaves to others: one connection and its bytes (`proxied`), finding requests to repeat (`duplicates`), making processes
-connect through here (`child`), which fault comes when (`schedule`).
+Leaves to others: connections (`connections`) and their bytes (`proxied`), finding requests to repeat (`duplicates`),
+making processes connect through here (`child`), which fault comes when (`schedule`).
 
 A link is closed while one of its directions is cut or stalled: a new connection then hangs, as a TCP handshake does,
 until the link is healed or the client gives up. A destination that refuses the connection refuses it
@@ -19,11 +19,13 @@ here, too: the greeting of a child is answered only when its destination has acc
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from random import Random
 
+from loadtest.cluster.connections import Connections
 from loadtest.cluster.duplicates import CLIENTS, Duplicates, RequestFinder
-from loadtest.cluster.proxied import Counts, End, Fault, Route
+from loadtest.cluster.faults import Faults, Route
+from loadtest.cluster.proxied import Counts, End
 
 __all__ = ["CLIENTS", "CONNECTED", "Proxy"]
 
@@ -34,20 +36,17 @@ _BACKLOG = 1024
 
 
 class Proxy:
-    """`names`: which process listens at "HOST:PORT", kept up to date by the runner; `counts`: what has been done."""
+    """`faults`: their names are kept up to date by the runner; `counts`: what has been done."""
 
     def __init__(self, seed: int = 0) -> None:
-        self.names: dict[str, str] = {}
+        self.faults = Faults()
         self.counts = Counts()
-        self.random = Random(f"links {seed}")
-        self._faults: dict[tuple[str, str], Fault] = {}
-        self._connections: set[End] = set()
+        random = Random(f"links {seed}")
+        self.connections = Connections(self.faults, self.counts, random)
         self._greeters: set[asyncio.BaseTransport] = set()
-        self._connecting: dict[End, asyncio.Task[None]] = {}
-        self._opened = asyncio.Event()
         self._servers: list[asyncio.Server] = []
         self._address = ""
-        self._duplicates = Duplicates(self)
+        self._duplicates = Duplicates(self.faults, self.counts, random)
 
     # --- the proxy ---------------------------------------------------------------------------------------------------
 
@@ -66,14 +65,10 @@ class Proxy:
         for server in self._servers:
             server.close()
         await self._duplicates.stop()
-        for near in list(self._connections):
-            near.reset()
+        self.connections.reset_all()
         for transport in list(self._greeters):
             transport.close()
-        connecting = list(self._connecting.values())
-        for task in connecting:
-            task.cancel()
-        await asyncio.gather(*connecting, return_exceptions=True)
+        await self.connections.close()
         for server in self._servers:
             await server.wait_closed()
         await asyncio.sleep(0)  # the ends that were aborted close their sockets in the loop's next turn
@@ -84,36 +79,42 @@ class Proxy:
         route = Route(CLIENTS, destination, is_back=False)
         return f"http://{await self._listen(lambda: self._client_end(route))}"
 
+    def _client_end(self, route: Route) -> End:
+        finder = RequestFinder(self._duplicates.wants, self._duplicates.send)
+        return self.connections.begin(route, on_data=finder.feed)
+
+    def _on_greeting(self, source: str, address: str, transport: asyncio.Transport, rest: bytes) -> None:
+        near = self.connections.begin(Route(source, address, is_back=False), CONNECTED)
+        transport.set_protocol(near)
+        near.connection_made(transport)
+        if rest:
+            near.data_received(rest)
+
     async def _listen(self, protocol: Callable[[], asyncio.Protocol]) -> str:
         server = await asyncio.get_running_loop().create_server(protocol, "127.0.0.1", 0, backlog=_BACKLOG)
         self._servers.append(server)
         host, port = server.sockets[0].getsockname()
         return f"{host}:{port}"
 
-    @property
-    def open_connections(self) -> int:
-        """How many there are now, those that are just being made included."""
-        return len(self._connections)
-
     # --- faults ------------------------------------------------------------------------------------------------------
 
     def cut(self, source: str, destination: str) -> None:
         """What `source` sends to `destination` vanishes; no connection ends by it, none is made, from either side."""
-        self._fault(source, destination).is_cut = True
+        self.faults.at(source, destination).is_cut = True
 
     def stall(self, source: str, destination: str) -> None:
         """What `source` sends to `destination` waits, and arrives when the link is healed."""
-        self._fault(source, destination).is_stalled = True
-        self._look_at(source, destination)
+        self.faults.at(source, destination).is_stalled = True
+        self.connections.note_change(source, destination)
 
     def delay(self, source: str, destination: str, delay_ms: float, jitter_ms: float = 0.0) -> None:
         """What `source` sends arrives later by `delay_ms` and up to `jitter_ms` more, in its order."""
-        fault = self._fault(source, destination)
+        fault = self.faults.at(source, destination)
         fault.delay_s, fault.jitter_s = delay_ms / 1000, jitter_ms / 1000
 
     def drop(self, source: str, destination: str, probability: float) -> None:
         """Each piece that `source` sends is lost with this probability, and its connection with it."""
-        self._fault(source, destination).drop_probability = probability
+        self.faults.at(source, destination).drop_probability = probability
 
     def duplicate(self, probability: float) -> None:
         """A client's request with an Idempotency-Key is delivered a second time, with this probability, to any router;
@@ -127,116 +128,19 @@ class Proxy:
 
     def heal(self, source: str, destination: str) -> None:
         """Nothing is wrong with this direction any more. Connections that it has lost bytes of are reset."""
-        if self._faults.pop((source, destination), None) is not None:
-            self._look_at(source, destination)
-            self._announce()
+        if self.faults.by_way.pop((source, destination), None) is not None:
+            self.connections.note_change(source, destination)
+            self.connections.note_healed()
 
     def heal_all(self) -> None:
         """Nothing is wrong any more, and nothing is repeated."""
         self.duplicate(0.0)
-        for source, destination in list(self._faults):
+        for source, destination in list(self.faults.by_way):
             self.heal(source, destination)
 
     def reset(self, source: str, destination: str) -> int:
         """End all connections between the two at once, whichever side opened them; how many."""
-        between = [near for near in self._connections if set(self._named(near.route)) == {source, destination}]
-        for near in between:
-            near.reset()
-        self.counts.resets += len(between)
-        return len(between)
-
-    def _fault(self, source: str, destination: str) -> Fault:
-        return self._faults.setdefault((source, destination), Fault())
-
-    def _look_at(self, source: str, destination: str) -> None:
-        """The faults of this direction are others now."""
-        for near in list(self._connections):
-            for end in (near, near.other):
-                if self._named(end.route) == (source, destination):
-                    fault = self.fault_of(end.route)
-                    if end.has_lost and (fault is None or not fault.is_closed):
-                        self.counts.resets += 1
-                        near.reset()
-                    else:
-                        end.set_reading()
-
-    # --- what the ends must know -------------------------------------------------------------------------------------
-
-    @property
-    def faults(self) -> Mapping[tuple[str, str], Fault]:
-        return self._faults
-
-    def fault_of(self, route: Route) -> Fault | None:
-        return self._faults.get(self._named(route))
-
-    def _named(self, route: Route) -> tuple[str, str]:
-        destination = self.names.get(route.address, route.address)
-        return (destination, route.source) if route.is_back else (route.source, destination)
-
-    def is_closed(self, route: Route) -> bool:
-        """No connection can be made: a handshake needs both directions."""
-        ways = (self.fault_of(route._replace(is_back=is_back)) for is_back in (False, True))
-        return any(fault is not None and fault.is_closed for fault in ways)
-
-    def on_lost(self, end: End) -> None:
-        near = end.other if end.route.is_back else end
-        if near.transport is None:
-            task = self._connecting.get(near)
-            if task is not None:
-                task.cancel()
-            elif near.other.transport is None:
-                self._connections.discard(near)
-
-    # --- connecting --------------------------------------------------------------------------------------------------
-
-    def _client_end(self, route: Route) -> End:
-        finder = RequestFinder(self._duplicates.wants, self._duplicates.send)
-        near = End(self, route, on_data=finder.feed, on_open=lambda: self._connect(near, b""))
-        return near
-
-    def _on_greeting(self, source: str, address: str, transport: asyncio.Transport, rest: bytes) -> None:
-        near = End(self, Route(source, address, is_back=False), on_open=lambda: self._connect(near, CONNECTED))
-        transport.set_protocol(near)
-        near.connection_made(transport)
-        if rest:
-            near.data_received(rest)
-
-    def _connect(self, near: End, word: bytes) -> None:
-        """Make the connection's other half; `word` is what the near end is told then."""
-
-        def opened() -> None:
-            if word:
-                near.write(word)
-            near.deliver_due()
-
-        near.other = far = End(self, near.route._replace(is_back=True), on_open=opened)
-        far.other = near
-        self.counts.connections += 1
-        self._connections.add(near)
-        task = asyncio.get_running_loop().create_task(self._reach(near, far))
-        self._connecting[near] = task
-        task.add_done_callback(lambda _: self._reached(near))
-
-    async def _reach(self, near: End, far: End) -> None:
-        while self.is_closed(near.route):
-            await self._opened.wait()
-        host, _, port = near.route.address.rpartition(":")
-        try:
-            await asyncio.get_running_loop().create_connection(lambda: far, host, int(port))
-        except (OSError, ValueError, OverflowError):  # refused, or an address that is none
-            self.counts.refused += 1
-            near.reset()
-
-    def _reached(self, near: End) -> None:
-        """Or not."""
-        del self._connecting[near]
-        if near.transport is None and near.other.transport is None:
-            self._connections.discard(near)
-
-    def _announce(self) -> None:
-        """Some link may be open that was not."""
-        opened, self._opened = self._opened, asyncio.Event()
-        opened.set()
+        return self.connections.reset(source, destination)
 
 
 class _Greeter(asyncio.Protocol):

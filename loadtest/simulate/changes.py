@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 from kvstore.controller.operator_changes import OperatorChanges
 from kvstore.errors import KvError
@@ -27,7 +28,18 @@ async def add_shard(cluster: Cluster, rng: random.Random) -> None:
 async def remove_shard(cluster: Cluster, rng: random.Random) -> None:
     if len(cluster.view.shards) > SHARDS_MAX // 3:
         name = rng.choice(cluster.view.shards).id
-        await _ask(cluster, lambda changes: changes.remove(name))
+        await _ask(cluster, partial(_remove, name))
+
+
+async def remove_gone(cluster: Cluster) -> None:
+    """Shards whose nodes have left, and were members again by a request to join that was still under way then."""
+    for shard in cluster.view.shards:
+        if shard.id not in cluster.nodes and shard.state != "leaving":
+            await _ask(cluster, partial(_remove, shard.id))
+
+
+async def _remove(name: str, changes: OperatorChanges) -> None:
+    await changes.remove(name)
 
 
 async def set_weight(cluster: Cluster, rng: random.Random) -> None:

@@ -21,6 +21,7 @@ from kvstore import failpoints
 from kvstore.shard import copy_wires
 from kvstore.store import refusals
 from loadtest.histories.verdict import CLOSING, OPENING, judge
+from loadtest.simulate.changes import remove_gone
 from loadtest.simulate.cluster import Cluster, Errors
 from loadtest.simulate.cluster_clients import CLIENTS, Client, History
 from loadtest.simulate.cluster_faults import ONLY_WITH_COPIES, USUAL, Fault, Nemesis, draw
@@ -176,7 +177,8 @@ class _Simulation:
             await asyncio.sleep(0.1)
 
     async def _end(self) -> None:
-        while not is_replicated(self.cluster.view):  # noqa: ASYNC110 (it asks again)
+        while not is_replicated(self.cluster.view):
+            await remove_gone(self.cluster)
             await asyncio.sleep(0.1)
         check_copies(self.cluster.view)
         self._loop.note("all copies are in sync, and alike")

@@ -93,8 +93,8 @@ class PrimaryInvariants:
                 raise Violation(f"record {store.applier.visible} of {shard_id} is visible, not committed")
             if (shard := self._view.shard(shard_id)) is not None:
                 check_in_sync(self._view, shard)
-        if sender.grants is not self._granted.get(copy_id):
-            self._granted[copy_id] = sender.grants
+        if sender.lease.grants is not self._granted.get(copy_id):
+            self._granted[copy_id] = sender.lease.grants
             opening = _opened_beside(self._view, shard_id, store.identity.store_id, shipping.config.term)
             if opening and store.tables.may_answer():
                 raise Violation(f"{shard_id} may be answered in term {shipping.config.term} while {opening}")

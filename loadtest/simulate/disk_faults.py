@@ -15,7 +15,6 @@ from loadtest.simulate.disk import any_fate
 from loadtest.simulate.environment import SYNC_S
 from loadtest.simulate.node import NodeServer
 from loadtest.simulate.victims import any_node, any_server
-from loadtest.simulate.view import in_sync
 
 
 async def fail_sync(cluster: Cluster, rng: random.Random) -> None:
@@ -67,15 +66,15 @@ async def flip_a_bit(cluster: Cluster, rng: random.Random) -> None:
 
 
 def _damage_stays(cluster: Cluster, node: NodeServer) -> bool:
-    """Whether it is the primary of a damaged store that no other copy can take over, by the newest map."""
+    """Whether it has the last copy of a damaged store: no other can take over."""
     shards = map(cluster.view.shard, node.node.stores.damage if node.node is not None else ())
-    return any(shard is not None and shard.primary.node == node.name and not in_sync(shard) for shard in shards)
+    return any(shard is not None and cluster.view.is_alone(node.name, shard) for shard in shards)
 
 
 async def lose(cluster: Cluster, rng: random.Random) -> None:
     """Never the last copy of anything: so nothing may be lost by it."""
     node = any_node(cluster, rng)
-    if cluster.view.is_member(node.name) and not node.is_damaged and cluster.lost_disks.may_be_more():
+    if cluster.view.is_member(node.name) and not node.is_damaged and cluster.lost_disks.may_be_more(node.name):
         cluster.loop.note(f"{node.name} loses its disk")
         cluster.lose_disk(node)
 

@@ -26,8 +26,9 @@ def held(engine: Engine, log: Log, number: int) -> dict[RowKey, Row]:
     whole = engine.copied()
     entries = list(takewhile(lambda entry: entry.number <= number, log.entries(engine.applied.position.number)))
     work = replay(whole, entries)
-    with suppress(StopIteration):  # nothing in it waits: the engine is a plain one
-        work.send(None)
+    with suppress(StopIteration):
+        while True:  # it waits for nothing, since the engine is a plain one, but lets others run between records
+            work.send(None)
     return {(row.kind, row.key): row._replace(sequence=0) for row in whole._all() if not row.is_tombstone}
 
 

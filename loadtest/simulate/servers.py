@@ -115,7 +115,7 @@ class RouterServer(Server):
             cluster=cluster,
             environment=self.environment,
         )
-        await asyncio.gather(follower.follow(0, service.follow), service.greet())
+        await asyncio.gather(follower.follow(0, service.table.follow), service.greet())
 
     def on_death(self) -> None:
         self._door = None

@@ -75,10 +75,27 @@ class View:
         return resident.copy if resident is not None else None
 
     def has(self, node: str, shard_id: str, copy_id: str) -> bool:
+        """Whether that node has that copy, undamaged."""
         resident = self.resident(node, shard_id)
-        return resident is not None and resident.copy_id == copy_id
+        return resident is not None and resident.copy_id == copy_id and not resident.damage
+
+    def lacks(self, node: str, shard_id: str, copy_id: str) -> bool:
+        """Whether that node does not have that copy, undamaged; of one that is down it is not known."""
+        server = self.nodes.get(node)
+        is_down = server is not None and (server.node is None or not server.is_alive)
+        return not is_down and not self.has(node, shard_id, copy_id)
 
     # --- copies
+
+    def holds_last(self, node: str) -> bool:
+        """Whether that node has the only good copy of something, as far as running processes have others."""
+        held = (shard for shard in self.shards if node in dict(good_copies(shard)))
+        return any(not any(self.has(other, shard.id, each) for other, each in others(shard, node)) for shard in held)
+
+    def is_alone(self, node: str, shard: Shard) -> bool:
+        """Whether that node is to have a good copy, and all others are known to lack theirs."""
+        is_there = node in dict(good_copies(shard))
+        return is_there and all(self.lacks(other, shard.id, each) for other, each in others(shard, node))
 
     def is_whole(self) -> bool:
         """Whether each shard has as many copies in sync as it is to have, on disks of processes that run."""
@@ -109,8 +126,11 @@ class LostDisks:
         self._count *= not self._view.is_whole()
         return self._count
 
-    def may_be_more(self) -> bool:
-        return self.count() < self._view.wanted_copies() - 1 and (self._count > 0 or self._view.is_whole())
+    def may_be_more(self, node: str) -> bool:
+        """Whether that node's disk may be the next: others have all that is on it."""
+        is_first = not self.count()
+        may_be = self._count < self._view.wanted_copies() - 1 and (not is_first or self._view.is_whole())
+        return may_be and not self._view.holds_last(node)
 
 
 def in_sync(shard: Shard) -> list[Replica]:
@@ -120,3 +140,8 @@ def in_sync(shard: Shard) -> list[Replica]:
 def good_copies(shard: Shard) -> list[tuple[str, str]]:
     """Node and copy of the primary, then of the copies in sync."""
     return [(shard.primary.node, shard.primary.copy_id), *((each.node, each.copy_id) for each in in_sync(shard))]
+
+
+def others(shard: Shard, node: str) -> list[tuple[str, str]]:
+    """The good copies that are not on that node."""
+    return [(other, each) for other, each in good_copies(shard) if other != node]

@@ -6,7 +6,6 @@ not overlap; a chart of nothing says so. Every chart has a title and a descripti
 a legend of text, and colours from variables of the page's style. Pure.
 Leaves to others: the style (web_page.py), what is shown.
 
-Each chart is a `<figure>` with a `name` that is unique within its page.
 """
 
 from __future__ import annotations
@@ -53,6 +52,17 @@ class Mark(NamedTuple):
 class Lane(NamedTuple):
     label: str
     bands: Sequence[Band]
+
+
+class Chart(NamedTuple):
+    """What all kinds have: a name unique within the page, and the times from 0 to `span_s`."""
+
+    name: str
+    title: str
+    description: str
+    span_s: float
+    bands: Sequence[Band] = ()
+    marks: Sequence[Mark] = ()
 
 
 # --- scales ----------------------------------------------------------------------------------------------------------
@@ -140,51 +150,29 @@ def _value_scale(values: Sequence[float], logarithmic: bool, low_px: float, high
 # --- lines -----------------------------------------------------------------------------------------------------------
 
 
-def lines(
-    name: str,
-    title: str,
-    description: str,
-    series: Sequence[Series],
-    unit: str,
-    span_s: float,
-    *,
-    bands: Sequence[Band] = (),
-    marks: Sequence[Mark] = (),
-    logarithmic: bool = False,
-) -> str:
-    """Values, none below 0, over time from 0 to `span_s`.
-    On a logarithmic axis a value of 0 is a gap."""
+def lines(chart: Chart, series: Sequence[Series], unit: str, logarithmic: bool = False) -> str:
+    """Values, none below 0, over time. On a logarithmic axis a value of 0 is a gap."""
     series = [_drawable(each, logarithmic) for each in series]
     values = [value for each in series for _, value in each.points if value is not None]
-    across = _time_scale(span_s)
+    across = _time_scale(chart.span_s)
     down = _value_scale(values, logarithmic, _LINES_HEIGHT - _BOTTOM, _TOP)
-    parts = _frame(across, down, unit, bands, marks)
+    parts = _frame(chart, across, down, unit)
     for number, each in enumerate(series):
         parts += _line(each, number, across, down)
     legend = [(each.name, _sample_line(number)) for number, each in enumerate(series)]
-    return _figure(name, title, description, legend, _LINES_HEIGHT, parts, empty=not values)
+    return _figure(chart, legend, _LINES_HEIGHT, parts, empty=not values)
 
 
-def areas(
-    name: str,
-    title: str,
-    description: str,
-    series: Sequence[Series],
-    unit: str,
-    span_s: float,
-    *,
-    bands: Sequence[Band] = (),
-    marks: Sequence[Mark] = (),
-) -> str:
+def areas(chart: Chart, series: Sequence[Series], unit: str) -> str:
     """The same as areas that stand on one another, so that the upper edge is the sum.
     All series name the same times; where there is no value it counts as 0."""
-    across = _time_scale(span_s)
+    across = _time_scale(chart.span_s)
     edges = [[0.0] * len(series[0].points)] if series else []
     for each in series:
         values = (value or 0.0 for _, value in _drawable(each, logarithmic=False).points)
         edges.append([below + value for below, value in zip(edges[-1], values, strict=True)])
     down = _value_scale(edges[-1] if edges else [], False, _LINES_HEIGHT - _BOTTOM, _TOP)
-    parts = _frame(across, down, unit, bands, marks)
+    parts = _frame(chart, across, down, unit)
     for number, each in enumerate(series):
         upper, lower = (
             [f"{across.at(time_s):g},{down.at(value):g}" for (time_s, _), value in zip(each.points, edge, strict=True)]
@@ -193,18 +181,18 @@ def areas(
         outline = " ".join([*upper, *reversed(lower)])
         parts.append(f'<polygon class="area series-{number % SERIES}" points="{outline}"/>')
     legend = [(each.name, _sample_bar(number)) for number, each in enumerate(series)]
-    return _figure(name, title, description, legend, _LINES_HEIGHT, parts, empty=not any(edges))
+    return _figure(chart, legend, _LINES_HEIGHT, parts, empty=not any(edges))
 
 
-def _frame(across: Scale, down: Scale, unit: str, bands: Sequence[Band], marks: Sequence[Mark]) -> list[str]:
+def _frame(chart: Chart, across: Scale, down: Scale, unit: str) -> list[str]:
     """All that is drawn before the values are."""
     bottom = _LINES_HEIGHT - _BOTTOM
-    parts = [_band(band, across, _TOP, bottom - _TOP) for band in bands]
+    parts = [_band(band, across, _TOP, bottom - _TOP) for band in chart.bands]
     for value in down.ticks:
         parts.append(_horizontal(down.at(value)))
         parts.append(_label(_LEFT - 8, down.at(value) + 4, show_number(value), "end"))
     parts.append(_label(_LEFT - 8, _TOP - 14, unit, "end"))
-    return [*parts, *_time_axis(across, bottom), *_marks(marks, across, bottom)]
+    return [*parts, *_time_axis(across, bottom), *_marks(chart.marks, across, bottom)]
 
 
 def _drawable(series: Series, logarithmic: bool) -> Series:
@@ -254,14 +242,12 @@ def _marks(marks: Sequence[Mark], across: Scale, bottom: float) -> list[str]:
 # --- lanes -----------------------------------------------------------------------------------------------------------
 
 
-def lanes(
-    name: str, title: str, description: str, rows: Sequence[Lane], span_s: float, marks: Sequence[Mark] = ()
-) -> str:
+def lanes(chart: Chart, rows: Sequence[Lane]) -> str:
     """What lasted from when to when, a lane below the other, over the same time axis as `lines`."""
     bottom = _TOP + _LANE_HEIGHT * max(1, len(rows))
-    across = _time_scale(span_s)
+    across = _time_scale(chart.span_s)
     groups = list(dict.fromkeys(band.group for lane in rows for band in lane.bands))
-    parts = [*_time_axis(across, bottom), *_marks(marks, across, bottom)]
+    parts = [*_time_axis(across, bottom), *_marks(chart.marks, across, bottom)]
     for number, lane in enumerate(rows):
         top = _TOP + _LANE_HEIGHT * number
         parts.append(_horizontal(top))
@@ -270,30 +256,23 @@ def lanes(
             colour = f"bar series-{groups.index(band.group) % SERIES}"
             parts.append(_band(band, across, top + _LANE_HEIGHT - _LANE_BAR - 4, _LANE_BAR, colour))
     legend = [(group, _sample_bar(number)) for number, group in enumerate(groups) if group]
-    return _figure(name, title, description, legend, bottom + _BOTTOM, parts, empty=not rows)
+    return _figure(chart, legend, bottom + _BOTTOM, parts, empty=not rows)
 
 
 # --- what they share -------------------------------------------------------------------------------------------------
 
 
-def _figure(
-    name: str,
-    title: str,
-    description: str,
-    legend: Sequence[tuple[str, str]],
-    height: float,
-    parts: Sequence[str],
-    empty: bool,
-) -> str:
+def _figure(chart: Chart, legend: Sequence[tuple[str, str]], height: float, parts: Sequence[str], empty: bool) -> str:
+    name, title, description = (text(each) for each in chart[:3])
     entries = "".join(f"<li>{sample}{text(label)}</li>" for label, sample in legend)
     names = f'<ul class="legend">{entries}</ul>' if len(legend) > 1 else ""
     nothing = [_label(WIDTH / 2, _TOP + 20, "nothing to show", "middle")] if empty else []
     drawing = "\n".join([*parts, *nothing])
     return (
-        f'<figure id="{text(name)}"><figcaption>{text(title)}<span>{text(description)}</span></figcaption>{names}'
+        f'<figure id="{name}"><figcaption>{title}<span>{description}</span></figcaption>{names}'
         f'<div class="chart"><svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height:g}" role="img" '
-        f'aria-labelledby="{text(name)}-title {text(name)}-desc">\n<title id="{text(name)}-title">{text(title)}</title>'
-        f'<desc id="{text(name)}-desc">{text(description)}</desc>\n{drawing}\n</svg></div></figure>'
+        f'aria-labelledby="{name}-title {name}-desc">\n<title id="{name}-title">{title}</title>'
+        f'<desc id="{name}-desc">{description}</desc>\n{drawing}\n</svg></div></figure>'
     )
 
 

@@ -32,16 +32,10 @@ ATTRIBUTES_MAX = 15
 VALUES = {"NamedTuple", "Struct", "msgspec.Struct", "Message"}
 MAY_BE_LARGE = {"kvstore/client/client.py: Client"}  # one method for each call of the API: what its users look for
 LARGER = {
-    "kvstore/controller/mover.py: Mover",
     "kvstore/replication/copy.py: StoreCopy",
-    "kvstore/replication/copy_link.py: CopyLink",
-    "kvstore/replication/sender.py: Sender",
-    "kvstore/router/service.py: RouterService",
     "kvstore/shard/node_stores.py: NodeStores",
     "kvstore/shard/receiver.py: Receiver",
     "kvstore/shard/resident.py: Resident",
-    "loadtest/cluster/proxied.py: End",
-    "loadtest/cluster/proxy.py: Proxy",
 }
 FIRST_LINE_WORDS_MAX = 20
 SAME_FLOOR_MAY = {

@@ -54,10 +54,10 @@ class ClusterRoutes:
         self._controller = controller
 
     async def cluster(self, call: Call) -> Response:
-        changes = await self._controller.described(self._service.cluster_map)
+        changes = await self._controller.described(self._service.table.cluster_map)
         facts = changes.pop("copies", None)
         document = with_copies(await self._views.cluster(changes.pop("epoch")) | changes, facts)
-        lost = lost_documents(cluster_map) if (cluster_map := self._service.cluster_map) is not None else []
+        lost = lost_documents(cluster_map) if (cluster_map := self._service.table.cluster_map) is not None else []
         return json_response(200, document | {"advice": advice(document | {"lost": lost, "copies": facts})["sentence"]})
 
     async def explain(self, call: Call) -> Response:

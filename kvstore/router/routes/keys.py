@@ -132,12 +132,12 @@ class KeyRoutes:
         is missing."""
         try:
             async with self._pages.turns:
-                answer = (await self._large.bring(key, self._service.owner_of(key).shard_id)).answer
+                answer = (await self._large.bring(key, self._service.table.owner_of(key).shard_id)).answer
             if answer.problem is not None:
                 raise from_problem(answer.problem)
         except Unavailable:
             if partial:
-                return None, 1 << self._service.partition_of(key)
+                return None, 1 << self._service.table.partition_of(key)
             raise
         return None if answer.status == 404 else (key, answer.version, answer.value or b"", answer.ttl_left_ms), 0
 

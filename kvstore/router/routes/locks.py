@@ -157,7 +157,7 @@ class LockRoutes:
 
     async def _stand_in_line(self, ask: Acquire, request: web.BaseRequest) -> Answer | _Bounced:
         """The answer, or why to stand in another line. Raises the errors of `Channel.request`."""
-        channel = self._service.owner_of(ask.key)
+        channel = self._service.table.owner_of(ask.key)
         error = unserved([channel.shard_id])
         try:
             future, channel, partition = self._service.begin(ask)
@@ -165,11 +165,11 @@ class LockRoutes:
         except (Unavailable, OutcomeUnknown) as lost:
             if not self._service.may_ask_again(ask, lost, channel):
                 raise
-            return _Bounced(self._service.await_primary, lost)
+            return _Bounced(self._service.table.await_primary, lost)
         if answer.status == WrongOwner.status:
-            return _Bounced(partial(self._service.await_other_owner, channel, partition, answer), error)
+            return _Bounced(partial(self._service.table.await_other_owner, channel, partition, answer), error)
         if self._service.may_ask_again(ask, answer, channel):
-            return _Bounced(self._service.await_primary, error)
+            return _Bounced(self._service.table.await_primary, error)
         return answer
 
     async def _watch(

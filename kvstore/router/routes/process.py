@@ -60,7 +60,7 @@ class ProcessRoutes:
 
     async def metrics(self, call: Call) -> Response:
         stats = await self._views.shard_stats()
-        channels = self._service.channels
+        channels = self._service.table.channels
         text = exposition(
             self._stats.families(),
             shard_families(self._views.labelled(stats)),

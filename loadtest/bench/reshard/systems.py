@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import shutil
 import time
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -28,7 +27,7 @@ from loadtest.bench.data import Data
 from loadtest.bench.http1 import Request, send
 from loadtest.bench.reshard.figures import Growth, least_to_move, moved, peak_to_mean
 from loadtest.bench.reshard.foreground import Caller
-from loadtest.bench.systems import output
+from loadtest.bench.systems import kvstore_version, missing, redis_version
 from loadtest.cluster import processes
 from loadtest.cluster.local import READY_TIMEOUT_S, LocalCluster
 from loadtest.drivers.aio import session
@@ -91,7 +90,7 @@ class KvstoreGrowing(Growing):
         return self._cluster.url if self._cluster is not None else ""
 
     def version(self) -> str:
-        return f"kvstore ({output('git', 'describe', '--always', '--dirty') or 'no commit'})"
+        return kvstore_version()
 
     async def start(self, folder: Path) -> None:
         self._cluster = LocalCluster(folder, shards=MEMBERS)
@@ -115,16 +114,13 @@ class KvstoreGrowing(Growing):
 
     async def grow(self) -> Growth:
         newcomer = f"s{MEMBERS + 1}"
-        async with aiohttp.ClientSession() as session:
+        async with Client(self.url) as client, aiohttp.ClientSession() as session:
             before = await self._map_after(session, 0)
-            async with session.post(f"{self.url}/v1/shards", json={"id": newcomer}) as answer:
-                if answer.status != 202:
-                    raise RuntimeError(f"the shard cannot be added: {answer.status} {await answer.text()}")
-                location = answer.headers["Location"]
+            added = await client.add_shard(newcomer)
             began_s, after = await self._follow(session, before.epoch, newcomer)
             ended_s = time.monotonic()
-            document = await self._cleared(session)
-            change = await self._ended(session, location)
+            document = await _cleared(client)
+            change = await _ended(client, added["change"])
         keys = {shard["id"]: shard["keys"] for shard in document["shards"]}
         return Growth(
             began_s=began_s,
@@ -152,32 +148,6 @@ class KvstoreGrowing(Growing):
                 if member.state == "up" and not cluster_map.moves:
                     return began_s, cluster_map
 
-    async def _ended(self, session: aiohttp.ClientSession, location: str) -> dict[str, Any]:
-        """The change, when it is done. Raises RuntimeError if it ends otherwise, TimeoutError."""
-        async with asyncio.timeout(_GROW_TIMEOUT_S):
-            while True:
-                async with session.get(f"{self.url}{location}") as answer:
-                    change: dict[str, Any] = await answer.json()
-                if change["state"] == "done":
-                    return change
-                if change["state"] != "running":
-                    raise RuntimeError(f"the shard is not added: {change['detail']}")
-                await asyncio.sleep(_CLEAR_POLL_S)
-
-    async def _cleared(self, session: aiohttp.ClientSession) -> dict[str, Any]:
-        """GET /v1/cluster, once the former owners have removed what is left of the partitions that went."""
-        deadline = time.monotonic() + _CLEAR_TIMEOUT_S
-        while True:
-            async with session.get(f"{self.url}/v1/kv?count=true") as answer:
-                count = (await answer.json())["count"]
-            async with session.get(f"{self.url}/v1/cluster") as answer:
-                document: dict[str, Any] = await answer.json()
-            if sum(shard["keys"] for shard in document["shards"]) == count:
-                return document
-            if time.monotonic() > deadline:
-                raise RuntimeError("the former owners keep what has moved")
-            await asyncio.sleep(_CLEAR_POLL_S)
-
     async def _map_after(self, session: aiohttp.ClientSession, epoch: int) -> ClusterMap:
         while True:
             async with session.get(f"{self._controller}/v1/map", params={"after": str(epoch)}) as answer:
@@ -196,6 +166,28 @@ class KvstoreGrowing(Growing):
     async def stop(self) -> None:
         if self._cluster is not None:
             await self._cluster.stop()
+
+
+async def _ended(client: Client, change_id: str) -> dict[str, Any]:
+    """The change, when it is done. Raises RuntimeError if it ends otherwise, TimeoutError."""
+    async with asyncio.timeout(_GROW_TIMEOUT_S):
+        while (change := await client.change(change_id))["state"] == "running":  # noqa: ASYNC110
+            await asyncio.sleep(_CLEAR_POLL_S)
+    if change["state"] != "done":
+        raise RuntimeError(f"the shard is not added: {change['detail']}")
+    return change
+
+
+async def _cleared(client: Client) -> dict[str, Any]:
+    """GET /v1/cluster, once the former owners have removed what is left of the partitions that went."""
+    deadline = time.monotonic() + _CLEAR_TIMEOUT_S
+    while True:
+        count, document = await client.count(), await client.cluster()
+        if sum(shard["keys"] for shard in document["shards"]) == count:
+            return document
+        if time.monotonic() > deadline:
+            raise RuntimeError("the former owners keep what has moved")
+        await asyncio.sleep(_CLEAR_POLL_S)
 
 
 class _HttpCaller:
@@ -230,15 +222,12 @@ class RedisGrowing(Growing):
         self._running: list[asyncio.subprocess.Process] = []
 
     def version(self) -> str:
-        words = (word for word in output("redis-server", "--version").split() if word.startswith("v="))
-        return f"Redis Cluster {next(words, '')[2:]} (appendfsync {self._fsync})"
+        return f"Redis Cluster {redis_version()} (appendfsync {self._fsync})"
 
     @staticmethod
     def missing() -> str | None:
         """The command that installs what is missing."""
-        programs = {"redis-server": "redis-server", "redis-cli": "redis-tools"}
-        packages = [package for program, package in programs.items() if shutil.which(program) is None]
-        return f"apt-get install {' '.join(packages)}" if packages else None
+        return missing((("redis-server", "redis-server"), ("redis-cli", "redis-tools")))
 
     async def start(self, folder: Path) -> None:
         self._folder = folder

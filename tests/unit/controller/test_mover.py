@@ -23,7 +23,7 @@ from kvstore.controller.launches import Launches
 from kvstore.controller.map_store.interface import MapStore, Stored
 from kvstore.controller.map_store.sqlite import SqliteMapStore, open_sqlite
 from kvstore.controller.membership import Announcement, ClusterState
-from kvstore.controller.mover import Mover, _Try, new_move_id
+from kvstore.controller.mover import Mover, Try, new_move_id
 from kvstore.controller.operator_changes import OperatorChanges
 from kvstore.controller.planning import Planner
 from kvstore.controller.recovery import Recovery
@@ -85,7 +85,7 @@ class Controller:
         return state.map
 
     async def moves(self) -> list[dict[str, Any]]:
-        shown: list[dict[str, Any]] = msgspec.to_builtins(self.mover.report(await self.map()))
+        shown: list[dict[str, Any]] = msgspec.to_builtins(self.mover.tries.report(await self.map()))
         return shown
 
     async def settled(self) -> ClusterMap:
@@ -488,7 +488,7 @@ async def test_a_dead_source_is_waited_for_while_others_go_on(controller: Contro
             await asyncio.sleep(0.01)
     await asyncio.sleep(0.1)
     waiting, *queued = await controller.moves()
-    assert (waiting["step"], waiting["detail"]) == ("waiting", "shard s2 cannot be reached")
+    assert (waiting["step"], waiting["detail"]) == ("waiting", "shard s2 cannot be reached.")
     assert {move["step"] for move in queued} <= {"queued"}
     await far["s2"].start()
     assert loads(await controller.settled()) == {"s1": 16, "s2": 16, "s3": 16, "s4": 16}
@@ -764,7 +764,7 @@ async def test_moves_are_counted_by_step(controller: Controller, far: dict[str, 
     await until(lambda: len(far["s4"].begun) == 3)
     await asyncio.sleep(0.05)
     cluster_map = await controller.map()
-    steps = controller.mover.steps(cluster_map)
+    steps = controller.mover.tries.steps(cluster_map)
     assert steps["copy"] == 3
     assert sum(steps.values()) == len(cluster_map.moves)
     assert Counter(move["step"] for move in await controller.moves()) == steps
@@ -773,6 +773,6 @@ async def test_moves_are_counted_by_step(controller: Controller, far: dict[str, 
 
 
 def test_what_a_node_of_an_earlier_version_calls_a_fence_is_a_freeze() -> None:
-    current = _Try(Move(id="m1", source="s1", to="s2", partitions=[0]))
+    current = Try(Move(id="m1", source="s1", to="s2", partitions=[0]))
     current.take(Progress(1, "fence", 10, 10, 1000), 1.0, 2.0)
     assert (current.step, current.frozen_s) == ("freeze", 2.0)

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loadtest.tools import charts
-from loadtest.tools.charts import Band, Lane, Mark, Scale, Series
+from loadtest.tools.charts import Band, Chart, Lane, Mark, Scale, Series
 from loadtest.tools.web_page import text
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -113,7 +113,7 @@ def test_a_logarithmic_axis_has_no_place_for_nothing(low: float, high: float):
 
 @given(spans)
 def test_the_labels_of_a_time_axis_do_not_touch(span_s: float):
-    svg = drawing(charts.lines("chart", "", "", [], "ms", span_s))
+    svg = drawing(charts.lines(Chart("chart", "", "", span_s), [], "ms"))
     labels = [element for element in svg.iter(f"{SVG}text") if re.fullmatch(r"[\d:]+:\d\d", element.text or "")]
     assert labels
     edges = [(float(label.attrib["x"]), len(label.text or "") * 3.5) for label in labels]
@@ -141,26 +141,25 @@ def test_lines_stay_within_their_frame(
     series: list[Series], bands: list[Band], title: str, span_s: float, logarithmic: bool
 ):
     marks = [Mark(band.begin_s, band.label) for band in bands]
-    figure = charts.lines(
-        "chart", title, title, series, "ms", span_s, bands=bands, marks=marks, logarithmic=logarithmic
-    )
+    chart = Chart("chart", title, title, span_s, bands, marks)
+    figure = charts.lines(chart, series, "ms", logarithmic)
     assert_within_frame(drawing(figure))
 
 
 @given(st.lists(st.lists(st.none() | amounts, min_size=4, max_size=4), max_size=10), any_bands(), spans)
 def test_areas_stay_within_their_frame(rows: list[list[float | None]], bands: list[Band], span_s: float):
     series = [Series(f"row {number}", list(enumerate(row))) for number, row in enumerate(rows)]
-    assert_within_frame(drawing(charts.areas("chart", "title", "told", series, "per s", span_s, bands=bands)))
+    assert_within_frame(drawing(charts.areas(Chart("chart", "title", "told", span_s, bands), series, "per s")))
 
 
 @given(st.lists(st.builds(Lane, names, any_bands()), max_size=5), spans)
 def test_lanes_stay_within_their_frame(rows: list[Lane], span_s: float):
-    assert_within_frame(drawing(charts.lanes("chart", "title", "told", rows, span_s)))
+    assert_within_frame(drawing(charts.lanes(Chart("chart", "title", "told", span_s), rows)))
 
 
 def test_areas_stand_on_one_another():
     series = [Series("below", [(0, 1.0), (10, 1.0)]), Series("above", [(0, 3.0), (10, None)])]
-    svg = drawing(charts.areas("chart", "", "", series, "per s", 10))
+    svg = drawing(charts.areas(Chart("chart", "", "", 10), series, "per s"))
     below, above = (polygon.attrib["points"].split() for polygon in svg.iter(f"{SVG}polygon"))
     assert below[:2] == list(reversed(above[2:]))
     assert above[1] == below[1]  # what has no value adds nothing
@@ -168,13 +167,13 @@ def test_areas_stand_on_one_another():
 
 def test_a_value_that_is_missing_is_a_gap_and_one_by_itself_a_dot():
     points = [(0, 1.0), (1, 2.0), (2, None), (3, 2.0), (4, None), (5, 2.0), (6, 2.0)]
-    svg = drawing(charts.lines("chart", "", "", [Series("p50", points)], "ms", 6))
+    svg = drawing(charts.lines(Chart("chart", "", "", 6), [Series("p50", points)], "ms"))
     assert len(list(svg.iter(f"{SVG}polyline"))) == 2
     assert len(list(svg.iter(f"{SVG}circle"))) == 1
 
 
 def test_what_was_over_at_once_is_still_seen():
-    svg = drawing(charts.lanes("chart", "", "", [Lane("kill", [Band(1_800, 1_800, "kill -9", "kill")])], 1_800))
+    svg = drawing(charts.lanes(Chart("chart", "", "", 1_800), [Lane("kill", [Band(1_800, 1_800, "kill -9", "kill")])]))
     (kill,) = svg.iter(f"{SVG}rect")
     assert float(kill.attrib["width"]) >= 3
     assert kill.findtext(f"{SVG}title") == "kill -9"
@@ -182,7 +181,7 @@ def test_what_was_over_at_once_is_still_seen():
 
 def test_labels_of_marks_that_would_overlap_are_left_out():
     marks = [Mark(number, f"phase {number}") for number in range(100)]
-    svg = drawing(charts.lines("chart", "", "", [], "ms", 100, marks=marks))
+    svg = drawing(charts.lines(Chart("chart", "", "", 100, marks=marks), [], "ms"))
     shown = [label for label in svg.iter(f"{SVG}text") if (label.text or "").startswith("phase")]
     edges = [(float(label.attrib["x"]), float(label.attrib["x"]) + 7 * len(label.text or "")) for label in shown]
     assert 1 < len(shown) < 100
@@ -192,10 +191,10 @@ def test_labels_of_marks_that_would_overlap_are_left_out():
 @pytest.mark.parametrize(
     "figure",
     [
-        charts.lines("chart", "title", "told", [], "ms", 0),
-        charts.lines("chart", "title", "told", [Series("p50", [(0, None)])], "ms", 0),
-        charts.areas("chart", "title", "told", [], "ms", 0),
-        charts.lanes("chart", "title", "told", [], 0),
+        charts.lines(Chart("chart", "title", "told", 0), [], "ms"),
+        charts.lines(Chart("chart", "title", "told", 0), [Series("p50", [(0, None)])], "ms"),
+        charts.areas(Chart("chart", "title", "told", 0), [], "ms"),
+        charts.lanes(Chart("chart", "title", "told", 0), []),
     ],
 )
 def test_a_chart_of_nothing_says_so(figure: str):
@@ -203,7 +202,7 @@ def test_a_chart_of_nothing_says_so(figure: str):
 
 
 def test_a_chart_tells_its_title_and_what_it_shows_to_those_who_cannot_see_it():
-    svg = drawing(charts.lines("speed", "Operations", "Each second.", [], "per s", 60))
+    svg = drawing(charts.lines(Chart("speed", "Operations", "Each second.", 60), [], "per s"))
     parts = {element.attrib["id"]: element.text for element in svg.iter() if "id" in element.attrib}
     assert svg.attrib["role"] == "img"
     assert [parts[name] for name in svg.attrib["aria-labelledby"].split()] == ["Operations", "Each second."]

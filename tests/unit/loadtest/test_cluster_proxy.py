@@ -10,6 +10,7 @@ from random import Random
 
 import pytest
 
+from loadtest.cluster.duplicates import RequestFinder
 from loadtest.cluster.proxy import CONNECTED, Proxy
 
 WAIT_S = 20.0
@@ -108,7 +109,7 @@ async def scene() -> AsyncIterator[Scene]:
     await proxy.start()
     server = await asyncio.start_server(accept, "127.0.0.1", 0, backlog=1024)
     host, port = server.sockets[0].getsockname()
-    proxy.names[f"{host}:{port}"] = "b"
+    proxy.faults.names[f"{host}:{port}"] = "b"
     played = Scene(proxy, server, took, f"{host}:{port}")
     try:
         yield played
@@ -120,7 +121,7 @@ async def scene() -> AsyncIterator[Scene]:
             await stream.close()
         server.close()
         await server.wait_closed()
-    assert proxy.open_connections == 0
+    assert len(proxy.connections.near) == 0
 
 
 # --- without faults --------------------------------------------------------------------------------------------------
@@ -144,7 +145,7 @@ async def test_a_side_that_has_said_all_still_hears_the_other(scene: Scene) -> N
     far.writer.write(b"an answer")
     await far.close()
     assert await near.rest() == b"an answer"
-    await scene.until(lambda: scene.proxy.open_connections == 0, "the connection is over on both sides")
+    await scene.until(lambda: len(scene.proxy.connections.near) == 0, "the connection is over on both sides")
 
 
 async def test_what_is_written_before_a_close_arrives_before_it(scene: Scene) -> None:
@@ -162,7 +163,7 @@ async def test_a_reset_is_passed_on_as_a_reset(scene: Scene, by: str) -> None:
     one, other = (near, far) if by == "near" else (far, near)
     one.reset()
     assert await other.is_reset()
-    await scene.until(lambda: scene.proxy.open_connections == 0, "the connection is over on both sides")
+    await scene.until(lambda: len(scene.proxy.connections.near) == 0, "the connection is over on both sides")
 
 
 async def test_a_destination_that_refuses_looks_like_one(scene: Scene) -> None:
@@ -222,16 +223,16 @@ async def test_thousands_of_connections_leave_nothing_behind(scene: Scene) -> No
     for first in range(0, 2_000, 50):
         await asyncio.gather(*(one(number) for number in range(first, first + 50)))
         scene.streams.clear()
-    await scene.until(lambda: scene.proxy.open_connections == 0, "all connections are over")
+    await scene.until(lambda: len(scene.proxy.connections.near) == 0, "all connections are over")
     assert scene.proxy.counts.connections == 2_000
-    assert scene.proxy._connecting == {}
+    assert scene.proxy.connections._connecting == {}
 
 
 async def test_nothing_stays_open_when_the_links_stop(scene: Scene) -> None:
     near, far = await scene.connect()
     scene.proxy.cut("a", "b")
     waiting = await scene.greet()
-    await scene.until(lambda: scene.proxy.open_connections == 2, "the second one is being made")
+    await scene.until(lambda: len(scene.proxy.connections.near) == 2, "the second one is being made")
     await scene.proxy.stop()
     for stream in (near, far, waiting):
         assert await stream.is_reset()
@@ -294,7 +295,7 @@ async def test_the_end_of_a_process_is_not_heard_through_a_cut_but_when_it_heals
     far.writer.write(b"is any one there?")
     await scene.until_quiet()
     assert not far.reader.at_eof()
-    assert scene.proxy.open_connections == 1
+    assert len(scene.proxy.connections.near) == 1
     scene.proxy.heal("a", "b")
     assert await far.is_reset()
 
@@ -303,7 +304,7 @@ async def test_the_end_of_a_process_is_not_heard_through_a_cut_but_when_it_heals
 async def test_no_connection_is_made_while_either_way_is_cut(scene: Scene, source: str, destination: str) -> None:
     scene.proxy.cut(source, destination)
     near = await scene.greet()
-    await scene.until(lambda: scene.proxy.open_connections == 1, "it waits")
+    await scene.until(lambda: len(scene.proxy.connections.near) == 1, "it waits")
     await scene.until_quiet()
     assert scene.took.empty()
     assert near.reader._buffer == b""  # type: ignore[attr-defined]
@@ -317,19 +318,19 @@ async def test_no_connection_is_made_while_either_way_is_cut(scene: Scene, sourc
 async def test_who_gives_up_waiting_for_a_cut_link_never_connects(scene: Scene) -> None:
     scene.proxy.cut("a", "b")
     near = await scene.greet()
-    await scene.until(lambda: scene.proxy.open_connections == 1, "it waits")
+    await scene.until(lambda: len(scene.proxy.connections.near) == 1, "it waits")
     await near.close()
-    await scene.until(lambda: scene.proxy.open_connections == 0, "it has been given up")
+    await scene.until(lambda: len(scene.proxy.connections.near) == 0, "it has been given up")
     scene.proxy.heal_all()
     await scene.connect()
     assert scene.took.empty()
 
 
 async def test_a_process_that_is_named_later_is_cut_by_its_name(scene: Scene) -> None:
-    del scene.proxy.names[scene.address]
+    del scene.proxy.faults.names[scene.address]
     near, _ = await scene.connect()
     scene.proxy.cut("a", "b")
-    scene.proxy.names[scene.address] = "b"
+    scene.proxy.faults.names[scene.address] = "b"
     near.writer.write(b"unheard")
     await scene.until(lambda: scene.proxy.counts.bytes_cut == 7, "it has vanished")
 
@@ -399,7 +400,7 @@ async def test_a_slow_link_holds_no_more_than_it_may(scene: Scene) -> None:
     async def watch() -> None:
         nonlocal held
         while True:
-            held = max(held, *(end._queued_bytes for end in scene.proxy._connections))
+            held = max(held, *(end.late.bytes for end in scene.proxy.connections.near))
             await asyncio.sleep(0)
 
     watching = asyncio.create_task(watch())
@@ -490,7 +491,7 @@ async def test_whatever_is_done_to_a_link_a_stream_has_no_hole(scene: Scene, see
     for said, is_whole in heard:
         assert sent.startswith(said)
         assert not is_whole or said == sent
-    await scene.until(lambda: proxy.open_connections == 0, "all connections are over")
+    await scene.until(lambda: len(proxy.connections.near) == 0, "all connections are over")
 
 
 # --- clients ---------------------------------------------------------------------------------------------------------
@@ -533,7 +534,7 @@ async def test_a_client_cut_off_from_the_start_that_leaves_is_never_heard(scene:
     near = await client(scene)
     near.writer.write(QUESTION)
     await near.close()
-    await scene.until(lambda: scene.proxy.counts.bytes and not scene.proxy.open_connections, "it has left")
+    await scene.until(lambda: scene.proxy.counts.bytes and not len(scene.proxy.connections.near), "it has left")
     scene.proxy.heal_all()
     await scene.connect()
     assert scene.took.empty()
@@ -567,3 +568,15 @@ async def test_a_request_without_a_key_arrives_once(scene: Scene) -> None:
     await scene.accepted()
     await first.read(2 * len(QUESTION) + 1)
     assert scene.proxy.counts.duplicates == 1
+
+
+def test_requests_are_found_in_pieces_of_any_size_and_nothing_behind_what_is_no_http() -> None:
+    found: list[bytes] = []
+    chunked = b"POST /v1/txn HTTP/1.1\r\nHost: x\r\nIdempotency-Key: k-2\r\nTransfer-Encoding: chunked\r\n\r\n"
+    finder = RequestFinder(lambda key: True, found.append)
+    for byte in QUESTION + chunked + b"3\r\nabc\r\n0\r\n\r\n" + QUESTION + b"\x16\x03 no HTTP\r\n\r\n" + QUESTION:
+        finder.feed(bytes([byte]))
+    closing = QUESTION.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
+    assert [found[0], found[2]] == [closing, closing]
+    assert found[1].startswith(chunked[:-2])
+    assert len(found) == 3

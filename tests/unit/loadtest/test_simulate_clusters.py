@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from kvstore.router.service import RouterService
+from kvstore.router.routing_table import RoutingTable
 from kvstore.store.pipeline import Pipeline
 from loadtest.simulate.__main__ import main
 from loadtest.simulate.cluster import Cluster
@@ -80,10 +80,10 @@ def test_nothing_of_a_run_that_is_over_stays_in_memory() -> None:
 
 
 def test_an_exception_in_a_process_is_a_finding_with_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(service: RouterService, *args: object) -> None:
+    def fail(table: RoutingTable, *args: object) -> None:
         raise ZeroDivisionError("planted")
 
-    monkeypatch.setattr(RouterService, "_take_over", fail)
+    monkeypatch.setattr(RoutingTable, "_take_over", fail)
     result = simulate_cluster(1, 2.0)
     assert result.verdict.startswith("error")
     assert "planted" in result.verdict

@@ -5,20 +5,31 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
 from kvstore.controller.membership import ClusterState
+from kvstore.errors import DataCorrupt
 from kvstore.placement.cluster_map import ClusterMap, Node, Shard, at_home, first_map
 from kvstore.replication.copy import StoreCopy
+from kvstore.storage.engine import Identity
+from kvstore.storage.log import Log
 from kvstore.storage.memory import MemoryEngine
+from kvstore.storage.record import CommitRecord
+from kvstore.storage.rows import VALUE, Clock, Row
+from kvstore.store.damaged_files import Salvaged
+from loadtest.simulate.changes import remove_gone
 from loadtest.simulate.cluster import Cluster
 from loadtest.simulate.cluster_clients import Client, History
 from loadtest.simulate.copy_invariants import check_in_sync
+from loadtest.simulate.disk import SimulatedDisk
 from loadtest.simulate.disk_faults import flip_a_bit
 from loadtest.simulate.ending import check_copies, is_replicated
+from loadtest.simulate.engine import SimulatedEngine
+from loadtest.simulate.held_rows import held
 from loadtest.simulate.invariants import Invariants
 from loadtest.simulate.loop import SimulatedLoop
 from loadtest.simulate.node import NodeServer
@@ -104,6 +115,15 @@ def test_a_copy_that_has_another_value_or_lacks_a_key_is_found(cluster: Cluster,
     run(cluster, work)
 
 
+def test_all_records_that_are_not_applied_yet_count_however_large_they_are() -> None:
+    log, count = Log.create(SimulatedDisk(), Path("/data"), "shard-s1", "a-store"), 5
+    for number in range(1, count + 1):
+        row = Row(VALUE, f"k{number}", number, number, number, 0, b"v" * 40_000)
+        log.append(CommitRecord(Clock(number, number), [row]).encode(), 1)
+    log.sync()
+    assert len(held(SimulatedEngine(Identity("a-store", None, "s1", 64)), log, count)) == count
+
+
 def test_a_copy_in_sync_that_lacks_a_committed_record_on_its_disk_is_found(cluster: Cluster) -> None:
     async def work() -> None:
         shard = a_shard(cluster)
@@ -118,14 +138,59 @@ def test_a_copy_in_sync_that_lacks_a_committed_record_on_its_disk_is_found(clust
 
 def test_no_disk_is_lost_while_one_node_is_left_whose_store_is_the_only_one(cluster: Cluster) -> None:
     async def work() -> None:
-        assert cluster.lost_disks.may_be_more()
         whole, shard = cluster.view.map, a_shard(cluster)
         assert whole is not None
+        assert cluster.lost_disks.may_be_more(shard.primary.node)
         (node,) = (each for each in whole.nodes if each.id == shard.primary.node)
         alone = msgspec.structs.replace(whole, nodes=[node], shards=[msgspec.structs.replace(shard, replicas=[])])
         put(cluster, alone)
         assert cluster.view.is_whole()
-        assert not cluster.lost_disks.may_be_more()
+        assert not cluster.lost_disks.may_be_more(shard.primary.node)
+
+    run(cluster, work)
+
+
+def test_a_disk_with_the_last_copy_of_anything_is_not_lost_though_fewer_are_lost_than_there_are_copies(
+    cluster: Cluster,
+) -> None:
+    """A copy that fell out, or is damaged, stands in for none."""
+
+    async def work() -> None:
+        whole, shard = cluster.view.map, a_shard(cluster)
+        assert whole is not None
+        primary, (replica,) = shard.primary.node, shard.replicas
+        cluster.view._replicas = 3
+        cluster.lost_disks.add()
+        assert cluster.lost_disks.may_be_more(primary)
+        resident = cluster.view.resident(replica.node, shard.id)
+        assert resident is not None
+        resident._note_damaged(DataCorrupt("wrong"), Salvaged(shard.store_id, replica.copy_id, 1, whole))
+        assert not cluster.lost_disks.may_be_more(primary)
+        resident._damaged = None
+        out = msgspec.structs.replace(shard, replicas=[msgspec.structs.replace(replica, state="joining")])
+        put(cluster, msgspec.structs.replace(whole, shards=[out if s.id == shard.id else s for s in whole.shards]))
+        assert not cluster.lost_disks.may_be_more(primary)
+
+    run(cluster, work)
+
+
+def test_a_shard_that_joined_again_after_its_node_was_ended_is_removed(cluster: Cluster) -> None:
+    """Its request was under way."""
+
+    async def work() -> None:
+        name = cluster.add_shard()
+        assert name is not None
+        while not cluster.view.is_member(name):
+            await asyncio.sleep(0.01)
+        node = cluster.nodes[name]
+        assert node.process is not None
+        node.wanted = False
+        node.process.kill()
+        del cluster.nodes[name]
+        while not is_replicated(cluster.view):
+            await remove_gone(cluster)
+            await asyncio.sleep(0.1)
+        assert not cluster.view.is_member(name)
 
     run(cluster, work)
 
@@ -221,6 +286,18 @@ def test_damage_to_the_only_copy_in_sync_is_mended_so_that_it_serves_again(clust
         await flip_a_bit(cluster, Chooses(cluster.nodes[shard.primary.node], shard.id))
         home.wanted = True
         home.start()
+        await replicated(cluster)
+
+    run(cluster, work)
+
+
+def test_damage_to_the_copy_of_a_store_whose_disk_is_lost_elsewhere_is_mended_so_that_it_serves_again(
+    cluster: Cluster,
+) -> None:
+    async def work() -> None:
+        shard = a_shard(cluster)
+        cluster.lose_disk(cluster.nodes[shard.primary.node])
+        await flip_a_bit(cluster, Chooses(cluster.nodes[shard.replicas[0].node], shard.id))
         await replicated(cluster)
 
     run(cluster, work)

@@ -255,7 +255,7 @@ async def test_a_copy_whose_records_are_kept_no_more_gets_a_snapshot_and_then_re
         await until(lambda: rows_of(copy.engine) == rows_of(cluster.engine))
         assert not copy.is_filling
         assert len(rows_of(copy.engine)) == 52
-        assert cluster.sender.keeps is None
+        assert cluster.sender.links.keeps is None
 
 
 async def test_a_record_that_is_appended_when_the_term_is_over_holds_nothing_up() -> None:
@@ -396,16 +396,16 @@ async def test_a_copy_whose_node_was_gone_is_tried_soon_however_often_it_fell_ou
         await cluster.in_sync("n2")
         pauses = []
         for is_gone in (False, False, True, True):
-            await until(lambda: [link.is_streaming for link in cluster.sender._links.values()] == [True])
+            await until(lambda: [link.is_streaming for link in cluster.sender.links.by_key.values()] == [True])
             if is_gone:
                 cluster.is_down.add("n2")
                 await cluster.cut("n2")
-                await until(lambda: not any(link.is_streaming for link in cluster.sender._links.values()))
+                await until(lambda: not any(link.is_streaming for link in cluster.sender.links.by_key.values()))
             cluster.follow(cluster.replica("n2", joined=cluster.config.epoch + 1))
-            retry = cluster.sender._retries["n2"]
+            retry = cluster.sender.links.retries["n2"]
             assert not is_gone or retry.not_before <= cluster.environment.boottime_s() + 1.0
             pauses.append(retry.pause_s)
-            cluster.sender._retries["n2"] = retry._replace(not_before=retry.not_before - retry.pause_s)
+            cluster.sender.links.retries["n2"] = retry._replace(not_before=retry.not_before - retry.pause_s)
             cluster.is_down.clear()
         assert pauses == [1.0, 2.0, 2.0, 2.0]
 
@@ -468,9 +468,9 @@ async def test_a_primary_that_gave_its_lease_back_asks_for_none_any_more() -> No
     async with Cluster("n2").running() as cluster:
         await cluster.in_sync("n2")
         await until(cluster.sender.may_answer)
-        assert cluster.sender.may_ask()
+        assert cluster.sender.lease.may_ask(now := cluster.environment.boottime_s())
         cluster.sender.give_back()
-        assert not cluster.sender.may_ask()
+        assert not cluster.sender.lease.may_ask(now)
 
 
 async def test_a_primary_that_needs_the_controller_in_vain_lets_its_beacons_end(
@@ -484,12 +484,12 @@ async def test_a_primary_that_needs_the_controller_in_vain_lets_its_beacons_end(
         await cluster.cut("n3")
         await until(lambda: cluster.news > news)
         assert [each.kind for each in cluster.sender.requests()] == ["out"]
-        assert cluster.sender.may_ask()
-        now = cluster.environment.boottime_s()
-        monkeypatch.setattr(cluster.environment, "boottime_s", lambda: now + TIMES.failover_after_s)
-        assert not cluster.sender.may_ask()
+        assert cluster.sender.lease.may_ask(cluster.environment.boottime_s())
+        later = cluster.environment.boottime_s() + TIMES.failover_after_s
+        monkeypatch.setattr(cluster.environment, "boottime_s", lambda: later)
+        assert not cluster.sender.lease.may_ask(later)
         cluster.sender.controller_heard()
-        assert cluster.sender.may_ask()
+        assert cluster.sender.lease.may_ask(later)
 
 
 async def test_an_opening_hears_where_a_copys_log_ends_and_fetches_what_it_lacks() -> None:

@@ -74,7 +74,7 @@ class Moving(Cluster):
 
     def release(self) -> None:
         """Let go of all records that the primary's file has and no copy needs."""
-        kept = self.sender.keeps
+        kept = self.sender.links.keeps
         self.log.release(min(self.engine.applied.position.number, self.log.durable if kept is None else kept))
 
     async def restart_copy(self, fate: Fate = keep_all, kept: int = 99) -> None:
@@ -181,7 +181,7 @@ async def test_a_snapshot_whose_connection_is_lost_goes_on_with_the_first_partit
         await cluster.filled()
         assert cluster.values() == cluster.rows
         assert len(_read_again(cluster.engine)) <= 9, "of a page that was on its way, each time"
-        await until(lambda: cluster.sender.snapshots() == {})
+        await until(lambda: cluster.sender.links.snapshots() == {})
 
 
 async def test_records_that_come_while_a_snapshot_is_broken_off_are_kept_for_it_and_change_what_has_come() -> None:

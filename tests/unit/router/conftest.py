@@ -13,7 +13,7 @@ from tests.unit.router.fake_shards import FakeChannel, all_follow, halves, make_
 
 @pytest.fixture
 def fake_channels() -> Iterator[None]:
-    with mock.patch("kvstore.router.service.Channel", FakeChannel):
+    with mock.patch("kvstore.router.channels.Channel", FakeChannel):
         yield
 
 

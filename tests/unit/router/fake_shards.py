@@ -265,7 +265,7 @@ def make_service(**limits: Any) -> RouterService:
 
 
 def all_follow(service: RouterService, cluster_map: ClusterMap) -> None:
-    service.follow(cluster_map)
+    service.table.follow(cluster_map)
     for shard in shards.values():
         shard.map = cluster_map
 

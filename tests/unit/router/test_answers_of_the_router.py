@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from typing import Any, cast
 
+import aiohttp
 import pytest
 
 from kvstore.config import Limits, default_config
@@ -32,7 +33,9 @@ SIZE = 100_000
 def make_app(**limits: Any) -> RouterApp:
     config = default_config()
     settings = Limits(**limits)
-    app = RouterApp("0", cast(RouterService, None), config, cast(Controller, None))
+    app = RouterApp(
+        "0", RouterService(config.limits, cast(aiohttp.ClientSession, None)), config, cast(Controller, None)
+    )
     app.answers.__init__(settings)  # type: ignore[misc]
     return app
 
@@ -142,13 +145,13 @@ async def test_a_partial_page_names_the_partition_of_a_large_value_whose_shard_w
     values = Values(room_bytes=100 * SIZE)
 
     def go_down() -> None:
-        values.service.channels["s1"].error = Unavailable("away")  # type: ignore[attr-defined]
+        values.service.table.channels["s1"].error = Unavailable("away")  # type: ignore[attr-defined]
 
     values.large.before = go_down
     page = await values.page("prefix=k&partial=true")
     assert page["items"] == []
-    assert page["missing"] == sorted({values.service.partition_of(f"k{number}") for number in range(8)})
-    values.service.channels["s1"].error = None  # type: ignore[attr-defined]
+    assert page["missing"] == sorted({values.service.table.partition_of(f"k{number}") for number in range(8)})
+    values.service.table.channels["s1"].error = None  # type: ignore[attr-defined]
     with pytest.raises(Unavailable):
         await values.page("prefix=k")
 

@@ -37,7 +37,7 @@ async def test_the_cluster_is_described_with_a_silent_shard_as_down_and_its_last
         ("s1", "up", 0, 32),
         ("s2", "up", 2, 32),
     ]
-    service.channels["s2"].error = Unavailable("away")  # type: ignore[attr-defined]
+    service.table.channels["s2"].error = Unavailable("away")  # type: ignore[attr-defined]
     document = await views.cluster()
     assert [(s["id"], s["state"], s["keys"]) for s in document["shards"]] == [("s1", "up", 0), ("s2", "down", 2)]
 
@@ -53,7 +53,7 @@ async def test_a_node_that_does_not_serve_its_store_now_is_described_as_down(
         future.set_result(refused)
         return future
 
-    monkeypatch.setattr(service.channels["s2"], "request", request)
+    monkeypatch.setattr(service.table.channels["s2"], "request", request)
     document = await ClusterViews(service).cluster()
     assert [(s["id"], s["state"]) for s in document["shards"]] == [("s1", "up"), ("s2", "down")]
 
@@ -62,7 +62,7 @@ async def test_the_cluster_is_described_as_of_the_epoch_that_is_asked_for(servic
     shards["s2"].data = {"a": b"1"}
     described = asyncio.create_task(ClusterViews(service).cluster(2))
     await asyncio.sleep(0.05)
-    service.follow(all_on(2, "s2"))
+    service.table.follow(all_on(2, "s2"))
     shards["s1"].map = all_on(2, "s2")
     await asyncio.sleep(0.05)
     assert not described.done()  # s2 has not followed yet, and counts what it had before
@@ -75,7 +75,7 @@ async def test_the_cluster_is_described_as_of_the_epoch_that_is_asked_for(servic
 
 
 async def test_a_shard_that_hangs_does_not_hang_the_description(service: RouterService) -> None:
-    service.channels["s2"].is_silent = True  # type: ignore[attr-defined]
+    service.table.channels["s2"].is_silent = True  # type: ignore[attr-defined]
     async with asyncio.timeout(60):
         stats = await ClusterViews(service).shard_stats()
     assert stats["s1"] is not None
@@ -91,18 +91,18 @@ def away_from_home(cluster_map: ClusterMap, node_id: str) -> ClusterMap:
 
 
 async def test_a_shard_is_asked_and_shown_where_its_primary_is(service: RouterService) -> None:
-    assert service.cluster_map is not None
-    moved = away_from_home(service.cluster_map, "s1")
+    assert service.table.cluster_map is not None
+    moved = away_from_home(service.table.cluster_map, "s1")
     shards["s1"].map = shards["s2"].map = moved
-    service.follow(moved)
+    service.table.follow(moved)
     await asyncio.sleep(0)
-    assert [service.channels[shard].url for shard in ("s1", "s2")] == ["http://s1", "http://s1"]
+    assert [service.table.channels[shard].url for shard in ("s1", "s2")] == ["http://s1", "http://s1"]
     document = await ClusterViews(service).cluster()
     assert [(node["id"], node["url"], node["state"]) for node in document["nodes"]] == [
         ("s1", "http://s1", "up"), ("s2", "http://s2", "up"),
     ]  # fmt: skip
     shown = [(shard["id"], shard["primary"], shard["term"], shard["url"]) for shard in document["shards"]]
-    assert shown == [("s1", "s1", 1, "http://s1"), ("s2", "s1", service.cluster_map.epoch, "http://s1")]
+    assert shown == [("s1", "s1", 1, "http://s1"), ("s2", "s1", service.table.cluster_map.epoch, "http://s1")]
     explained = await ClusterViews(service).explain(key_of("s2"))
     assert (explained["owner"], explained["primary"], explained["owner_url"], explained["copies"]) == (
         "s2", "s1", "http://s1", [],
@@ -115,7 +115,7 @@ async def test_a_shard_is_asked_and_shown_where_its_primary_is(service: RouterSe
 
 
 async def test_a_node_is_down_while_no_shard_of_its_own_answers(service: RouterService) -> None:
-    service.channels["s2"].error = Unavailable("away")  # type: ignore[attr-defined]
+    service.table.channels["s2"].error = Unavailable("away")  # type: ignore[attr-defined]
     states = {node["id"]: node["state"] for node in (await ClusterViews(service).cluster())["nodes"]}
     assert states == {"s1": "up", "s2": "down"}
 
@@ -129,7 +129,7 @@ async def test_explain_shows_the_way_of_a_key(service: RouterService) -> None:
     assert shown["partition"] == partition_of(key.encode(), PARTITIONS)
     assert sorted(shown["walk"]) == ["s1", "s2"]
     assert shown["row"] == "value"
-    service.channels["s2"].error = Unavailable("away")  # type: ignore[attr-defined]
+    service.table.channels["s2"].error = Unavailable("away")  # type: ignore[attr-defined]
     shown = await ClusterViews(service).explain(key)
     assert (shown["owner"], shown["owner_state"], shown["detail"]) == ("s2", "down", "away")
 

@@ -61,7 +61,7 @@ async def service() -> RouterService:
 
 
 def channel_of(service: RouterService) -> FakeChannel:
-    channel: Any = service.channels["s1"]
+    channel: Any = service.table.channels["s1"]
     return channel
 
 
@@ -213,7 +213,7 @@ async def test_what_waits_at_a_deposed_primary_ends_soon(service: RouterService)
 
 
 async def test_a_shard_without_copies_is_not_waited_for(service: RouterService) -> None:
-    other: Any = service.channels["s2"]
+    other: Any = service.table.channels["s2"]
     other.error = Unavailable("shard s2 is not connected", shard="s2")
     with pytest.raises(Unavailable, match="not connected"):
         await service.ask(Get(0, key_of("s2")))
@@ -259,7 +259,7 @@ async def test_a_router_stays_awake_while_a_new_owner_is_not_connected(service: 
     asked = asyncio.create_task(service.ask(Get(0, KEY)))
     await asyncio.sleep(0)
     all_follow(service, msgspec.structs.replace(halves(2), owners=[1] * PARTITIONS))
-    other: Any = service.channels["s2"]
+    other: Any = service.table.channels["s2"]
     other.error = Unavailable("shard s2 is not connected", shard="s2")
     with pytest.raises(Unavailable, match="not connected"):
         async with asyncio.timeout(1):
@@ -305,7 +305,7 @@ async def test_a_commit_that_was_lost_is_not_said_to_be_undone_because_the_next_
     service: RouterService, first: Any
 ) -> None:
     """The decision may be in the log that the next primary opens with."""
-    anchor: Any = service.channels["s2"]
+    anchor: Any = service.table.channels["s2"]
     replies: list[Any] = [
         first,
         Answer(0, 503, problem=Unavailable("not served").problem()),

@@ -108,7 +108,7 @@ async def test_a_listing_of_nothing_ends_at_once(service: RouterService) -> None
 
 
 async def test_a_listing_with_a_shard_down_is_an_error_not_a_gap(service: RouterService) -> None:
-    service.channels["s2"].error = Unavailable("away")  # type: ignore[attr-defined]
+    service.table.channels["s2"].error = Unavailable("away")  # type: ignore[attr-defined]
     with pytest.raises(Unavailable):
         await service.all_shards.page("", "", 10, False)
     with pytest.raises(Unavailable):
@@ -120,7 +120,7 @@ async def test_a_partial_listing_leaves_out_what_is_down_and_names_its_partition
     service: RouterService, how: str
 ) -> None:
     fill("s1", "s2")
-    setattr(service.channels["s2"], "error" if how == "not connected" else "fails_with", Unavailable("away"))
+    setattr(service.table.channels["s2"], "error" if how == "not connected" else "fails_with", Unavailable("away"))
     odd = [partition for partition in range(PARTITIONS) if partition % 2]
     expected = sorted(key for key in KEYS if shards["s1"].owns(key))
     page = await service.all_shards.page("", "", 1000, False, partial=True)
@@ -142,7 +142,7 @@ async def test_a_partial_listing_does_not_wait_for_a_shard_that_hangs_nor_for_a_
     all_follow(service, halves())
     fill("s1", "s2")
     shards["s1"].fenced = {0}
-    service.channels["s2"].is_silent = True  # type: ignore[attr-defined]
+    service.table.channels["s2"].is_silent = True  # type: ignore[attr-defined]
     odd = [partition for partition in range(PARTITIONS) if partition % 2]
     page = await service.all_shards.page("", "", 1000, False, partial=True)
     assert partition_set.listed(page.missing) == [0, *odd]
@@ -154,7 +154,7 @@ async def test_what_one_page_of_a_partial_listing_left_out_stays_named_when_the_
 ) -> None:
     fill("s1", "s2")
     shards["s1"].page_rows_max = 10
-    away: Any = service.channels["s2"]
+    away: Any = service.table.channels["s2"]
     away.error = Unavailable("away")
     shards["s1"].before_answer += [lambda: None, lambda: setattr(away, "error", None)]
     page = await service.all_shards.page("", "", 1000, False, partial=True)
@@ -269,7 +269,7 @@ async def test_a_member_that_joined_while_the_others_were_asked_is_not_left_out(
 async def test_a_listing_waits_for_a_shard_that_is_behind(service: RouterService, call: str) -> None:
     fill("s1", "s2")
     all_follow(service, all_on(2, "s1"))
-    service.follow(halves(3))
+    service.table.follow(halves(3))
     shards["s1"].map = halves(3)
     listing = asyncio.create_task(listed(service, call))
     await asyncio.sleep(0.05)
@@ -292,7 +292,7 @@ async def test_a_member_that_is_down_and_owns_nothing_is_not_missed(service: Rou
     fill("s1", "s2")
     all_follow(service, make_map(2, lambda partition: partition % 2, "s1", "s2", "s3"))
     for error in ("error", "fails_with"):
-        setattr(service.channels["s3"], error, Unavailable("away"))
+        setattr(service.table.channels["s3"], error, Unavailable("away"))
         assert await listed(service, call) == len(KEYS)
 
 
@@ -300,7 +300,7 @@ async def test_a_member_that_is_down_and_owns_nothing_is_not_missed(service: Rou
 async def test_a_member_that_hangs_and_owns_nothing_is_not_waited_for(service: RouterService, call: str) -> None:
     fill("s1", "s2")
     all_follow(service, make_map(2, lambda partition: partition % 2, "s1", "s2", "s3"))
-    service.channels["s3"].is_silent = True  # type: ignore[attr-defined]
+    service.table.channels["s3"].is_silent = True  # type: ignore[attr-defined]
     async with asyncio.timeout(60):
         assert await listed(service, call) == len(KEYS)
 
@@ -309,7 +309,7 @@ async def test_a_member_that_hangs_and_owns_nothing_is_not_waited_for(service: R
 async def test_an_owner_whose_connection_is_lost_makes_a_listing_unavailable_at_once(
     service: RouterService, call: str
 ) -> None:
-    service.channels["s2"].fails_with = Unavailable("lost")  # type: ignore[attr-defined]
+    service.table.channels["s2"].fails_with = Unavailable("lost")  # type: ignore[attr-defined]
     async with asyncio.timeout(60):
         with pytest.raises(Unavailable, match="lost"):
             await listed(service, call)

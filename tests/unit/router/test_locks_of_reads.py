@@ -74,7 +74,7 @@ async def test_locks_whose_end_was_refused_are_let_go_later(service: RouterServi
 
 async def test_locks_are_let_go_later_where_too_much_is_under_way(service: RouterService) -> None:
     first, second = locks_of("s1"), locks_of("s2")
-    channel: Any = service.channels["s1"]
+    channel: Any = service.table.channels["s1"]
     request, full = channel.request, [True, True]
 
     def ask(asked: Any, **options: Any) -> Any:
@@ -105,7 +105,7 @@ async def test_locks_beside_a_shard_that_refuses_are_let_go_later(service: Route
 
 
 async def test_an_abort_that_could_not_be_sent_is_sent_later(service: RouterService) -> None:
-    channel: Any = service.channels["s1"]
+    channel: Any = service.table.channels["s1"]
     request, full, aborted = channel.request, [True], list[Abort]()
 
     def ask(asked: Any, **options: Any) -> Any:

@@ -66,7 +66,9 @@ async def controller(fake: FakeController) -> AsyncIterator[Controller]:
 @pytest.fixture
 async def router(controller: Controller) -> AsyncIterator[str]:
     """The address of a router that has no map, and needs none here."""
-    app = RouterApp("0", cast(RouterService, None), default_config(), controller)
+    app = RouterApp(
+        "0", RouterService(default_config().limits, cast(aiohttp.ClientSession, None)), default_config(), controller
+    )
     (port,) = free_ports(1)
     runner = await start_server(Server(app.handle, Limits()), "127.0.0.1", port)
     yield f"http://127.0.0.1:{port}"

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any, cast
 
+import aiohttp
 import jsonschema
 import msgspec
 import openapi_spec_validator
@@ -66,7 +67,12 @@ def codes_of(response: dict[str, Any]) -> list[str]:
 
 def routes() -> set[tuple[str, str]]:
     """What a router takes: its table, and HEAD wherever there is GET."""
-    app = RouterApp("0", cast(RouterService, None), default_config(), cast(Controller, None))
+    app = RouterApp(
+        "0",
+        RouterService(default_config().limits, cast(aiohttp.ClientSession, None)),
+        default_config(),
+        cast(Controller, None),
+    )
     taken = {(route.path, route.method) for route in app.table.routes}
     return taken | {(path, "HEAD") for path, method in taken if method == "GET"}
 

@@ -59,7 +59,7 @@ async def test_a_key_that_moved_is_asked_for_where_the_newer_map_says(service: R
         await asyncio.sleep(0)
     await asyncio.sleep(0.01)
     assert not asking.done(), "the map that the answer names is waited for"
-    service.follow(moved)
+    service.table.follow(moved)
     routed = await asking
     assert (routed.answer.status, routed.shard_id) == (201, "s2")
     assert (len(shards["s1"].asked), len(shards["s2"].asked)) == (1, 1)
@@ -69,18 +69,18 @@ async def test_a_shard_that_is_behind_the_routers_map_is_asked_again_until_it_ha
     service: RouterService,
 ) -> None:
     key = key_of("s1")
-    service.follow(all_on(2, "s2"))
+    service.table.follow(all_on(2, "s2"))
     asking = asyncio.create_task(service.ask(Put(0, key, b"1")))
     while len(shards["s2"].asked) < 2:
         await asyncio.sleep(0.005)
-    shards["s2"].map = service.cluster_map
+    shards["s2"].map = service.table.cluster_map
     assert (await asking).answer.status == 201
     assert list(shards["s2"].data) == [key]
 
 
 async def test_a_key_without_an_owner_is_unavailable_in_the_end() -> None:
     service = make_service(reroute_timeout_s=0.05)
-    service.follow(halves())
+    service.table.follow(halves())
     with pytest.raises(Unavailable, match=r"shard s[12] does not answer for its keys now"):
         await service.ask(Put(0, "a", b"1"))
 
@@ -109,7 +109,7 @@ async def test_a_fence_that_goes_without_a_newer_map_is_noticed(service: RouterS
 
 async def test_a_map_that_was_there_before_the_refusal_is_not_waited_for() -> None:
     service = make_service(reroute_timeout_s=600.0)
-    service.follow(halves())
+    service.table.follow(halves())
     key = key_of("s1")
     newer = all_on(2, "s2")
     shards["s1"].before_answer.append(lambda: all_follow(service, newer))
@@ -119,7 +119,7 @@ async def test_a_map_that_was_there_before_the_refusal_is_not_waited_for() -> No
 
 async def test_what_was_not_done_because_its_shard_left_is_asked_of_the_new_owner(service: RouterService) -> None:
     key = key_of("s1")
-    channel: Any = service.channels["s1"]
+    channel: Any = service.table.channels["s1"]
     original = channel._settle
 
     def settle(future: Any, request: Any) -> None:
@@ -145,13 +145,13 @@ async def test_whatever_is_asked_of_a_partitions_owner_follows_it(service: Route
 
 @pytest.mark.parametrize("error", [Unavailable("away"), TooManyRequests("full")])
 async def test_what_the_channel_refuses_is_passed_on(service: RouterService, error: KvError) -> None:
-    service.channels["s1"].error = error  # type: ignore[attr-defined]
+    service.table.channels["s1"].error = error  # type: ignore[attr-defined]
     with pytest.raises(type(error)):
         await service.ask(Get(0, key_of("s1")))
 
 
 async def test_a_write_of_unknown_outcome_is_not_sent_again(service: RouterService) -> None:
-    channel: Any = service.channels["s1"]
+    channel: Any = service.table.channels["s1"]
     channel.fails_with = OutcomeUnknown("lost")
     asked = mock.Mock(wraps=channel.request)
     channel.request = asked

@@ -61,7 +61,7 @@ async def test_a_transaction_on_a_key_without_an_owner_for_good_is_unavailable(f
 async def test_a_transaction_that_was_split_up_for_a_shard_that_has_left_is_split_up_again(
     service: RouterService,
 ) -> None:
-    channel: Any = service.channels["s1"]
+    channel: Any = service.table.channels["s1"]
 
     def leaves(*_: Any, **__: Any) -> Any:
         all_follow(service, make_map(2, lambda _: 0, "s2"))
@@ -72,7 +72,7 @@ async def test_a_transaction_that_was_split_up_for_a_shard_that_has_left_is_spli
 
 
 def part_of(service: RouterService, *keys: str) -> TxnShare:
-    part = TxnShare(service.owner_of(keys[0]))
+    part = TxnShare(service.table.owner_of(keys[0]))
     part.conditions = [Condition(key, exists=True) for key in keys]
     part.keys = dict.fromkeys(keys)
     return part
@@ -95,7 +95,7 @@ async def test_a_finish_follows_its_keys_to_all_their_owners(service: RouterServ
 
 
 async def test_an_abort_is_told_where_it_was_prepared_and_follows_its_keys(service: RouterService) -> None:
-    channel = service.owner_of(KEY)
+    channel = service.table.owner_of(KEY)
     shards["s1"].fence(KEY)
     IntentResolver(service).abort(ATTEMPT, [KEY], channel)
     await until(lambda: asked("s1", Abort))
@@ -106,7 +106,7 @@ async def test_an_abort_is_told_where_it_was_prepared_and_follows_its_keys(servi
 
 
 async def test_an_abort_whose_shard_is_gone_is_left_to_the_stores(service: RouterService) -> None:
-    channel: Any = service.owner_of(KEY)
+    channel: Any = service.table.owner_of(KEY)
     channel.error = Unavailable("away")
     IntentResolver(service).abort(ATTEMPT, [KEY], channel)
     channel.error, channel.fails_with = None, Unavailable("lost")

@@ -105,7 +105,7 @@ async def test_a_copy_that_is_beyond_the_record_tells_nothing(tmp_path: Path) ->
         await _with_rows(one, "n2")
         sender = one.store.tables.sender
         assert sender is not None
-        (link,) = sender.in_sync_links()
+        (link,) = sender.links.in_sync(sender.shipping.links)
         number = one.copies["n2"].engine.applied.position.number
         assert await link.compare(number - 1, [1]) is None
         assert await link.compare(number, [1]) is not None

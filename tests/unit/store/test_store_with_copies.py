@@ -267,7 +267,7 @@ async def test_what_comes_while_a_record_is_on_its_way_to_copies_is_one_batch(tm
 async def test_clients_that_work_at_once_are_waited_for_a_moment_and_share_the_next_record(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for bound in ("_WINDOW_S_MAX", "_FIRST_COMMIT_S", "_QUIET_S"):
+    for bound in ("_WINDOW_S_MAX", "_FIRST_COMMIT_S"):
         monkeypatch.setattr(gathering, bound, 60.0)  # ends before, when as many have come as there were
     async with primary(tmp_path) as one:
         await one.make_copy("n2")
@@ -556,7 +556,7 @@ async def test_the_log_is_kept_for_a_copy_that_joins_up_to_a_bound(tmp_path: Pat
         await until(lambda: sender.requests())
         tables, applier = one.store.tables, one.store.applier
         assert applier._kept_from == tables.log.durable, "one that has all needs nothing"
-        (link,), (at,) = sender.shipping.links, sender._links.values()
+        (link,), (at,) = sender.shipping.links, sender.links.by_key.values()
         sender.shipping = sender.shipping._replace(links=(link._replace(waited=0, acked=1),))
         at.keeps = 1
         assert applier._kept_from == 1

@@ -1,0 +1,94 @@
+"""A primary's links: one for each copy that it ships to, each with its task.
+
+Owns: which links there are, and when a copy that fell out may join again.
+Promises: a link ends in the turn of the loop in which its copy is out.
+Leaves to others: the state of each copy (`shipping`), the connection to it (`copy_link`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from kvstore.replication import patience
+from kvstore.replication.copy_link import CopyLink, Primary, Surroundings
+from kvstore.replication.shipping import Link, LinkKey
+
+_PAUSE_MIN_S, _PAUSE_MAX_S = 1.0, 30.0
+
+
+class CopyLinks:
+    """`retries`: by node, when a copy on it may join again."""
+
+    def __init__(self, primary: Primary, around: Surroundings) -> None:
+        self.by_key: dict[LinkKey, CopyLink] = {}
+        self.retries: dict[str, patience.Retry] = {}
+        self._primary = primary
+        self._around = around
+        self._tasks: dict[LinkKey, asyncio.Task[None]] = {}
+
+    def match(self, links: Sequence[Link]) -> None:
+        """End the links to copies that are out, and begin those that are new."""
+        there, nodes = {link.key for link in links}, {link.node for link in links}
+        for key in [key for key in self.by_key if key not in there]:
+            self._tasks.pop(key).cancel()
+            gone = self.by_key.pop(key)
+            if gone.node in nodes:
+                self._note_fall(gone)
+        for link in links:
+            if link.key not in self.by_key:
+                self.by_key[link.key] = copy_link = CopyLink(self._primary, self._around, link.node, *link.key)
+                self._tasks[link.key] = self._around.environment.spawn(copy_link.run())
+
+    def _note_fall(self, gone: CopyLink) -> None:
+        retry = self.retries.get(gone.node, patience.Retry())
+        now = self._around.environment.boottime_s()
+        if gone.is_streaming:
+            self.retries[gone.node] = patience.fell_out(retry, now, _PAUSE_MIN_S, _PAUSE_MAX_S)
+        else:
+            self.retries[gone.node] = patience.lost(retry, now, _PAUSE_MIN_S)
+
+    async def close(self) -> None:
+        """End all of them."""
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def wake(self) -> None:
+        """A record is appended, which is sent before it is synced."""
+        for link in self.by_key.values():
+            link.wake.set()
+
+    def stood_still(self, seconds: float) -> None:
+        """The primary's own loop or disk stood still for that long: no copy is to blame."""
+        if seconds > 0:
+            for link in self.by_key.values():
+                link.in_flight.patience = patience.stood_still(link.in_flight.patience, seconds)
+
+    def late(self, links: Sequence[Link], now: float) -> list[Link]:
+        """The copies that have owed an answer for too long."""
+        timeout_s = self._around.times.replica_timeout_s
+        found = [(link, self.by_key.get(link.key)) for link in links]
+        return [
+            link for link, at in found if at is not None and patience.is_over(at.in_flight.patience, now, timeout_s)
+        ]
+
+    def in_sync(self, links: Sequence[Link]) -> list[CopyLink]:
+        """Those to copies in sync which are connected."""
+        begun = [self.by_key[link.key] for link in links if link.in_sync and link.begun]
+        return [at for at in begun if at.is_streaming]
+
+    def may_join(self, node: str) -> bool:
+        """Whether a copy on that node which nothing waits for may be tried again."""
+        retry = self.retries.get(node)
+        return retry is None or patience.may_join(retry, self._around.environment.boottime_s())
+
+    def snapshots(self) -> dict[str, tuple[int, int]]:
+        """By copy id, of each snapshot that is under way: rows sent, and rows there are."""
+        return {key[0]: found for key, link in self.by_key.items() if (found := link.progress) is not None}
+
+    @property
+    def keeps(self) -> int | None:
+        """Records behind that number are needed by copies that join; None without one."""
+        return min((needs for link in self.by_key.values() if (needs := link.needs) is not None), default=None)
