@@ -97,7 +97,7 @@ async def _serve(
         dial = partial(connect, session, cluster)
         around = Surroundings(shard_id, folder, limits, session, cluster, join, _end_process, SYSTEM, dial)
         node = await Node.open(around, config.partitions, SessionFile(data_dir, shard_id), at_the_end)
-        watch = DiskWatch(limits.disk_stall_s, node.stores.logs_with_copies, disk_watch.end_process)
+        watch = DiskWatch(limits.disk_stall_s, node.stores.by_shard.logs_with_copies, disk_watch.end_process)
         watch.start()
         at_the_end.callback(watch.close)
         routes = NodeRoutes(node, limits)

@@ -76,7 +76,7 @@ class Beats:
     def has_to_tell(self) -> bool:
         """Whether there are copies, by the newest map or in the files here."""
         cluster_map = self._stores.cluster_map
-        return cluster_map is not None and beats(cluster_map, self._stores.keeps_copies)
+        return cluster_map is not None and beats(cluster_map, self._stores.by_shard.keeps_copies)
 
     async def hand_on(self, timeout_s: float) -> bool:
         """Tell that this node stops, until others have taken over all that they can.
@@ -103,7 +103,7 @@ class Beats:
             start=self._start,
             cluster_id=cluster_map.cluster_id,
             epoch=cluster_map.epoch,
-            clock=self._stores.clock,
+            clock=self._stores.by_shard.clock,
             stops=self._stops,
             echo=self._echo,
             copies=[report for each in residents if (report := each.report()) is not None],

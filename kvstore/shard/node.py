@@ -110,22 +110,22 @@ class Node:
             facts["unverified"] = True  # the controller has not confirmed that this is no older copy
         if home.hosted is not None and (missing := home.hosted.store.partitions.missing):
             facts["missing"] = partition_set.as_text(missing)  # no move has brought them, or not surely all of them
-        if damage := self.stores.damage:
+        if damage := self.stores.by_shard.damage:
             facts["damaged"] = damage  # by shard; other copies take the place of these
-        if disputed := self.stores.disputed:
+        if disputed := self.stores.by_shard.disputed:
             facts["disputed"] = disputed  # by shard; a person decides
         return {"status": "alive", "shard": self.node_id, **facts}
 
     def newest_map(self) -> dict[str, Any]:
         """That of its stores, for a controller that has lost its file."""
-        served = [(each.shard_id, each.store.identity.store_id) for each in self.stores.served]
+        served = [(each.shard_id, each.store.identity.store_id) for each in self.stores.by_shard.served]
         beside = [each for each in served if each[0] != self.node_id]
         ids = {"shard": self.node_id, "store_id": self.stores.identity.store_id}
-        return {**ids, "map": self.stores.newest_map, "beside": beside, "copies": self.stores.whole_copies}
+        return {**ids, "map": self.stores.newest_map, "beside": beside, "copies": self.stores.by_shard.whole_copies}
 
     def stats(self) -> dict[StoreLabels, Any]:
         """Of each store that is served, for the metrics."""
-        return {each.labels(self.node_id): each.store.inspection.snapshot() for each in self.stores.served}
+        return {each.labels(self.node_id): each.store.inspection.snapshot() for each in self.stores.by_shard.served}
 
     # --- in the cluster
 
@@ -152,7 +152,7 @@ class Node:
                 join=may_join,
                 partitions=identity.partitions,
                 epoch=epoch,
-                clock=stores.clock,
+                clock=stores.by_shard.clock,
                 copy_id=stores.home.copy_id,
                 host=host,
                 zone=zone,
@@ -163,7 +163,7 @@ class Node:
                 raise OtherPartitions(wanted) from None
             raise
         cluster_id = stores.identity.cluster_id
-        await self._follower.follow(max(epoch - 1, 0), stores.hear, cluster_id, lambda: stores.clock)
+        await self._follower.follow(max(epoch - 1, 0), stores.hear, cluster_id, lambda: stores.by_shard.clock)
 
     async def _stopped(self, stop: StopAsked) -> None:
         await stop.wait()
@@ -183,7 +183,7 @@ class Node:
         if not await self._beats.hand_on(self._limits.hand_on_timeout_s):
             log.warning("not all that is served here could be handed on: the process ends all the same")
         quiet_s, quiet_s_max = self._limits.hand_on_quiet_s, self._limits.hand_on_quiet_s_max
-        await until_quiet(self._environment, lambda: self.stores.refused_s, quiet_s, quiet_s_max)
+        await until_quiet(self._environment, lambda: self.stores.by_shard.refused_s, quiet_s, quiet_s_max)
 
 
 class _News:

@@ -2,7 +2,8 @@
 
 Owns: which of them are there; making and setting aside copies as the controller orders.
 Promises: the node's own store comes first, and is always there. What one of them cannot survive ends the process.
-Leaves to others: each of them (`resident`), HTTP (`app`), telling the controller (`beats`).
+Leaves to others: each of them (`resident`), what is asked of all of them (`residents`), HTTP (`app`), telling the
+controller (`beats`).
 """
 
 from __future__ import annotations
@@ -12,14 +13,13 @@ import logging
 
 from kvstore.errors import ForeignData, KvError
 from kvstore.placement.cluster_map import ClusterMap
-from kvstore.placement.partition_set import as_text
 from kvstore.replication.beats import Drop, GiveBack, Make
 from kvstore.replication.session import Session
 from kvstore.replication.wire import Wire, WireLost
-from kvstore.shard.hosted import HostedStore, Surroundings
+from kvstore.shard.hosted import Surroundings
 from kvstore.shard.resident import Resident
+from kvstore.shard.residents import Residents
 from kvstore.storage.engine import Identity
-from kvstore.storage.log import Log
 from kvstore.transport.channel import Handle
 
 log = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ class NodeStores:
         self._around = around = around._replace(connect=self._connect)
         self.home = Resident(around.node_id, self._around)
         self._identity: Identity | None = None
-        self.by_shard: dict[str, Resident] = {around.node_id: self.home}
+        self.by_shard = Residents({around.node_id: self.home})
         self.cluster_map: ClusterMap | None = None
         self._tasks: dict[asyncio.Task[None], str] = {}
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -84,7 +84,7 @@ class NodeStores:
 
     async def end(self) -> None:
         """What served stores do before the process ends."""
-        await asyncio.gather(*(hosted.end() for hosted in self.served if hosted.is_open))
+        await asyncio.gather(*(hosted.end() for hosted in self.by_shard.served if hosted.is_open))
 
     def _spawn(self, resident: Resident) -> None:
         task = asyncio.create_task(resident.run())
@@ -100,12 +100,7 @@ class NodeStores:
         else:
             self.by_shard.pop(shard_id, None)  # it was dropped
 
-    # --- what is there
-
-    @property
-    def served(self) -> list[HostedStore]:
-        """The stores that are served here."""
-        return [each.hosted for each in self.by_shard.values() if each.hosted is not None]
+    # --- what it is
 
     @property
     def identity(self) -> Identity:
@@ -126,54 +121,14 @@ class NodeStores:
         ours = (each for each in maps if each is not None and own in (None, each.cluster_id))
         return max(ours, key=lambda each: each.epoch, default=None)
 
-    @property
-    def clock(self) -> int:
-        """The highest version that a store here has given or seen."""
-        return max((each.clock for each in self.by_shard.values()), default=0)  # none, once the last has gone
-
-    @property
-    def keeps_copies(self) -> bool:
-        """Whether files of a store lie here that is not served here: the controller says what becomes of them."""
-        return any(each.copy is not None or each.damage for each in self.by_shard.values())
-
-    @property
-    def whole_copies(self) -> list[tuple[str, str]]:
-        """Shard and copy id of each copy here that no snapshot is filling."""
-        found = [(each.shard_id, each.copy) for each in self.by_shard.values()]
-        return [(shard, copy.identity.copy_id) for shard, copy in found if copy is not None and not copy.is_filling]
-
-    @property
-    def damage(self) -> dict[str, str]:
-        """What is wrong with files here, by shard."""
-        return {each.shard_id: each.damage for each in self.by_shard.values() if each.damage}
-
-    @property
-    def refused_s(self) -> float:
-        """When something was asked of this node last that another one serves."""
-        return max((each.early.refused_s for each in self.by_shard.values()), default=0.0)
-
-    @property
-    def disputed(self) -> dict[str, str]:
-        """By shard that is served here: the partitions that are otherwise in all its copies, which agree."""
-        found = {each.shard_id: each.store.replicas.comparison.disputed for each in self.served}
-        return {shard: as_text(partitions) for shard, partitions in found.items() if partitions}
-
-    def logs_with_copies(self) -> list[Log]:
-        """The logs here of stores that another node could serve, or serves; to be asked by any thread."""
-        return [log for each in list(self.by_shard.values()) if (log := each.log_with_copies) is not None]
-
-    def of_store(self, store_id: str) -> Resident | None:
-        """Where that store lies here."""
-        return next((each for each in self.by_shard.values() if each.store_id == store_id), None)
-
     def handle_of(self, store_id: str) -> Handle | None:
         """What begins a request for that store; None if it does not lie here."""
-        resident = self.of_store(store_id)
+        resident = self.by_shard.of_store(store_id)
         return resident.handle if resident is not None else None
 
     async def serve_session(self, store_id: str, wire: Wire) -> None:
         """Serve a primary's session with the copy of that store that lies here, if one does."""
-        resident = self.of_store(store_id)
+        resident = self.by_shard.of_store(store_id)
         if resident is None:
             await wire.close()
         else:

@@ -66,9 +66,14 @@ class Migration:
         return partitions
 
     async def clear(self, move: str) -> None:
-        """Drop what lies here of the partitions that the move is to bring, and remove it. Raises Conflict, TryLater."""
+        """Drop what lies here of the partitions that the move is to bring, and remove it.
+
+        Raises Conflict, also once the move is complete, since it may be committed by now; TryLater.
+        """
 
         def drop(batch: Batch) -> None:
+            if self.is_complete(move):
+                raise Conflict(f"The move {move} is complete here: its rows are not removed any more.")
             batch.steps.append("clear")
             batch.extras.dropped = sorted(self._receiving(move))
 
@@ -76,6 +81,10 @@ class Migration:
         await self._applier.flush()
         while self._tables.engine.applied.drops:
             await self._applier.clean_some()
+
+    def is_complete(self, move: str) -> bool:
+        """Whether all has come, and was compared, durably: also in an earlier process, and a copy that took over."""
+        return self._partitions.is_complete(move)
 
     def spare_bytes(self) -> int:
         """How many bytes the disk has room for, beside its reserve."""
@@ -124,5 +133,6 @@ class Migration:
             batch.steps.append("complete")
             batch.changes.see(frozen.version)
             batch.changes.raise_floor(frozen.attempts_floor)
+            self._partitions.note_complete(batch, move)
 
         await self._pipeline.step(see, urgent=True)

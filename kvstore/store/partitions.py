@@ -220,6 +220,18 @@ class Partitions:
             self._serve(batch, [])
         return partitions, (batch.changes.clock.version, batch.changes.clock.attempts_floor)
 
+    # --- at the destination of a move ---------------------------------------------------------------------------------
+
+    def is_complete(self, move: str) -> bool:
+        """Whether all that the standing move brings is here."""
+        return move in self.view.receiving and move in self.view.freezes
+
+    def note_complete(self, batch: Batch, move: str) -> None:
+        """Write down that all has come: beside the freezes, as a move that freezes nothing here."""
+        if move not in self.view.freezes:
+            self.view = self.view._replace(freezes=self.view.freezes | {move: frozenset()})
+            batch.extras.freezes = self.view.freezes
+
     # --- orphaned rows ------------------------------------------------------------------------------------------------
 
     def _note_orphans(self, occupied: Set[int]) -> None:

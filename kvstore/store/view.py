@@ -17,7 +17,8 @@ from kvstore.storage.engine import Freezes
 class View(NamedTuple):
     """`leaving`, `receiving`: the partitions of each standing move from and to this store, by the move's id.
 
-    Of those that leave some may be frozen: `freezes`, by the move's id.
+    Of those that leave some may be frozen: `freezes`, by the move's id. Of a move to this store it says that all has
+    come, and freezes nothing.
     """
 
     epoch: int = 0

@@ -55,7 +55,7 @@ async def flip_a_bit(cluster: Cluster, rng: random.Random) -> None:
     node.is_damaged = True
     while node.is_damaged and not node.refused:
         await asyncio.sleep(0.05)
-        if node.node is not None and not node.node.stores.damage:
+        if node.node is not None and not node.node.stores.by_shard.damage:
             break
         if node.process is not None and _damage_stays(cluster, node):
             node.refused = True
@@ -67,7 +67,7 @@ async def flip_a_bit(cluster: Cluster, rng: random.Random) -> None:
 
 def _damage_stays(cluster: Cluster, node: NodeServer) -> bool:
     """Whether it has the last copy of a damaged store: no other can take over."""
-    shards = map(cluster.view.shard, node.node.stores.damage if node.node is not None else ())
+    shards = map(cluster.view.shard, node.node.stores.by_shard.damage if node.node is not None else ())
     return any(shard is not None and cluster.view.is_alone(node.name, shard) for shard in shards)
 
 

@@ -243,7 +243,7 @@ class NodeServer(Server):
         at_the_end = AsyncExitStack()  # not entered: a process that is killed closes nothing
         node = await Node.open(around, PARTITIONS, self, at_the_end)
         self.node = node
-        for hosted in node.stores.served:
+        for hosted in node.stores.by_shard.served:
             store = hosted.store
             self.loop.note(f"{self.name} serves {hosted.shard_id} at {store.clock.version}, record {store.durable}")
         self._stop = StopAsked()

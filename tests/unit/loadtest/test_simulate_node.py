@@ -122,7 +122,7 @@ async def serving(server: NodeServer) -> list[str]:
     """The shards that it serves, once it does."""
     while server.node is None:
         await asyncio.sleep(0.05)
-    return [hosted.shard_id for hosted in server.node.stores.served]
+    return [hosted.shard_id for hosted in server.node.stores.by_shard.served]
 
 
 def test_a_simulated_node_serves_all_stores_of_which_it_is_primary_also_after_a_power_cut(loop: SimulatedLoop) -> None:
@@ -131,15 +131,15 @@ def test_a_simulated_node_serves_all_stores_of_which_it_is_primary_also_after_a_
     run(loop, make_stores(server))
     server.start()
     assert run(loop, serving(server)) == ["s1", "s2"]
-    before = [hosted.store.copy_id for hosted in server.node.stores.served] if server.node else []
+    before = [hosted.store.copy_id for hosted in server.node.stores.by_shard.served] if server.node else []
 
     server.cut_power(lose_all)
     assert server.node is None
     server.start()
     assert run(loop, serving(server)) == ["s1", "s2"]
     assert server.node is not None
-    assert [hosted.store.copy_id for hosted in server.node.stores.served] == before
-    assert [hosted.store.served.generations.count(0) for hosted in server.node.stores.served] != [
+    assert [hosted.store.copy_id for hosted in server.node.stores.by_shard.served] == before
+    assert [hosted.store.served.generations.count(0) for hosted in server.node.stores.by_shard.served] != [
         PARTITIONS,
         PARTITIONS,
     ]

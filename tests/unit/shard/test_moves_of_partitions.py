@@ -294,6 +294,23 @@ async def test_a_destination_that_starts_again_between_the_last_pull_and_the_com
     assert (await cluster.ask("s2", Renew(3, "a", lease))).status == 200
 
 
+async def test_an_order_that_comes_once_more_to_a_destination_that_has_started_again_removes_nothing(cluster: Cluster):
+    """The move is committed meanwhile, and the source has dropped the rows: nothing could bring them again."""
+    await cluster.ask("s1", Put(1, "a", b"1"))
+    move_id = cluster.plan("a")
+    await cluster.spread()
+    assert (await cluster.carry(move_id)).step == "done"
+    await cluster.restart("s2")
+    cluster.commit(move_id)
+    await cluster.spread("s1")
+    assert (await cluster.carry(move_id)).step == "done"
+    with pytest.raises(Conflict, match="complete"):
+        await cluster.stores["s2"].migration.clear(move_id)
+    await cluster.spread()
+    assert await cluster.value("s2", "a") == b"1"
+    assert not cluster.stores["s2"].partitions.view.freezes, "what was noted ends with the move"
+
+
 async def test_a_freeze_that_comes_when_its_move_is_given_up_is_refused(cluster: Cluster):
     await cluster.ask("s1", Put(1, "a", b"1"))
     move_id = cluster.plan("a")

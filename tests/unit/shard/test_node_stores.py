@@ -37,9 +37,9 @@ async def test_a_node_whose_last_store_has_gone_goes_on_telling_its_clock() -> N
     """Its shard was given up while it was away, and no copy of another one has come here yet."""
     stores = some_stores()
     stores.by_shard.clear()
-    assert stores.clock == 0
+    assert stores.by_shard.clock == 0
     assert stores.newest_map is None
-    assert not stores.keeps_copies
+    assert not stores.by_shard.keeps_copies
 
 
 async def test_a_copy_that_is_made_while_the_node_stops_is_joined_by_no_primary(tmp_path: Path) -> None:
