@@ -74,6 +74,7 @@ class IncomingMove:
 
     @property
     def is_over(self) -> bool:
+        """Whether it is done, or has failed."""
         return self.step in ("done", "failed")
 
     def _go_on(self, step: str, detail: str = "") -> None:
