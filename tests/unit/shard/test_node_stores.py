@@ -64,7 +64,7 @@ async def test_a_node_tells_a_controller_of_each_copy_that_it_does_not_serve_unl
     stores.home = cast(Any, SimpleNamespace(identity=Identity("store", "c", "s1", 64)))
     for shard_id in ("s1", "s2"):  # the home's own is to be filled from its beginning
         await stores.make(Make(shard=shard_id, store_id=f"{shard_id}-of-that-store", partitions=64))
-    copy = stores.by_shard["s2"].copy
+    copy = stores.by_shard["s2"].local.copy
     assert copy is not None
     told = msgspec.convert(Node(around, stores, nothing, nothing, nothing).newest_map(), Told)
     assert told.copies == [("s2", copy.identity.copy_id)]
