@@ -87,9 +87,9 @@ async def until_damaged(copy: StoreCopy, environment: Environment, limits: Limit
 
 
 async def rebuild(damaged: DamagedCopy, followed: FollowedMap, around: Surroundings) -> CopyFiles | None:
-    """Make an empty copy instead, once the map allows it. Returns None if it is dropped, or the disk has no room yet.
+    """Make an empty copy instead, once the map allows it.
 
-    Raises the damage of a home that no copy replaces.
+    Returns None if it is dropped, or the disk has no room yet. Raises the damage of a home that no copy replaces.
     """
     while (fate := followed.fate) != "rebuild":
         if followed.is_dropped:

@@ -128,7 +128,10 @@ class HostedStore:
             sender.controller_heard()
 
     async def give_back(self, order: GiveBack) -> bool:
-        """Give back the lease of that term, once the copy that is to take over has all. Returns whether it was."""
+        """Give back the lease of that term, once the copy that is to take over has all.
+
+        Returns whether it was given back.
+        """
         sender = self.store.tables.sender
         if sender is None or sender.shipping.config.term != order.term:
             return False

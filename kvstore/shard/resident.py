@@ -49,7 +49,10 @@ _FULL_RETRY_S = 0.5
 
 
 class Resident:
-    """The store of that shard on this node. `run` changes what it is, for ever. `local`: what lies here of it."""
+    """The store of that shard on this node. `run` changes what it is, for ever.
+
+    `local`: what lies here of it.
+    """
 
     def __init__(self, shard_id: str, around: Surroundings) -> None:
         self.shard_id = shard_id
