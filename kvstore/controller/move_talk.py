@@ -25,6 +25,8 @@ class Away(Exception):
 
 
 class MoveTalk:
+    """Asks the two shards of a move; many moves may be asked about beside one another."""
+
     def __init__(self, shards: ShardClients, limits: Limits) -> None:
         self._shards = shards
         self._limits = limits

@@ -54,6 +54,7 @@ class Try:
         self.waits_since_s: float | None = None
 
     def note(self, step: str, detail: str = "") -> None:
+        """Say to operators what it does, and why it waits or ends."""
         self.step, self.detail = step, detail
 
     def has_waited_s(self, now_s: float) -> float:
@@ -136,4 +137,5 @@ def _report(move: Move, current: Try | None, now_s: float) -> MoveUnderWay:
 
 
 def now_s() -> float:
+    """The clock of the loop, which times of moves are read from (monotonic). Raises RuntimeError outside a loop."""
     return asyncio.get_running_loop().time()

@@ -115,12 +115,13 @@ class RoutingTable:
         return self.cluster_map.epoch if self.cluster_map is not None else 0
 
     def partition_of(self, key: str) -> int:
+        """The partition of the key. Raises KeyError before the first map."""
         return partition_of(key.encode(), self.partitions)
 
     def owner_of(self, key: str) -> Channel:
         """The channel to the owner, as of the cached map. Raises Unavailable without one."""
         if not self.owners:
-            raise Unavailable("this router has no cluster map yet", retry_after_ms=500)
+            raise Unavailable("this router has no cluster map yet.", retry_after_ms=500)
         return self.owners[self.partition_of(key)]
 
     def fails_over(self, shard_id: str) -> bool:

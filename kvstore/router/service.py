@@ -66,6 +66,8 @@ class Routed(NamedTuple):
 
 
 class RouterService:
+    """Asks the owners of keys, for the router's calls; any number of calls may run beside one another."""
+
     def __init__(
         self,
         limits: Limits,
@@ -125,7 +127,7 @@ class RouterService:
         table = self.table
         owners = table.owners
         if not owners:
-            raise Unavailable("this router has no cluster map yet", retry_after_ms=500)
+            raise Unavailable("this router has no cluster map yet.", retry_after_ms=500)
         partition = partition_of(request.key.encode(), table.partitions)
         channel = owners[partition]
         return channel.request(request), channel, partition

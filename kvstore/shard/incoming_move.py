@@ -74,6 +74,7 @@ class IncomingMove:
 
     @property
     def is_over(self) -> bool:
+        """Whether it is done, or has failed."""
         return self.step in ("done", "failed")
 
     def _go_on(self, step: str, detail: str = "") -> None:
@@ -186,7 +187,7 @@ class IncomingMove:
         pull = Pull(0, self.move.partitions, sequence, -1, self._limits.move_page_rows_max)
         page = await self._source.ask(pull, Rows)
         if page.floor > sequence:
-            raise Conflict("deletions that the copy may have missed are forgotten: it begins again")
+            raise Conflict("deletions that the copy may have missed are forgotten: it begins again.")
         return page
 
     async def _take(self, rows: list[MovedRow]) -> None:

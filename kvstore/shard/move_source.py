@@ -49,7 +49,7 @@ class MoveSource:
                 if isinstance(reply, Rows):
                     self.is_busy = reply.busy
                 return reply
-            refusal = from_problem(reply.problem or {}) if isinstance(reply, Answer) else Conflict("an odd reply")
+            refusal = from_problem(reply.problem or {}) if isinstance(reply, Answer) else Conflict("an odd reply.")
             if not isinstance(refusal, TooManyRequests | Unavailable):
                 raise refusal
             await asyncio.sleep(_RETRY_S)

@@ -20,6 +20,8 @@ _PROGRESS_S = 0.5
 
 
 class Receiver:
+    """The moves to this shard that the controller has asked for."""
+
     def __init__(self, shard_id: str, store: Store, peers: Peers, limits: Limits) -> None:
         self._shard_id = shard_id
         self._store = store
@@ -32,7 +34,7 @@ class Receiver:
         self.drop_what_is_over()
         move = next((move for move in self._peers.cluster_map.moves if move.id == request.move), None)
         if move is None or move.to != self._shard_id:
-            raise Conflict(f"the move {request.move} to shard {self._shard_id} does not stand", retry_after_ms=50)
+            raise Conflict(f"the move {request.move} to shard {self._shard_id} does not stand.", retry_after_ms=50)
         if move.id not in self._moves:
             begun = IncomingMove(move, self._store, self._peers, self._limits)
             self._moves[move.id] = begun, asyncio.create_task(begun.run())

@@ -59,7 +59,7 @@ def simulate_cluster(
     gc.collect()  # the run before, which is not held any more
     gc.disable()
     loop = SimulatedLoop()
-    loop.trace = trace
+    loop.log.trace = trace
     simulation = _Simulation(Cluster(loop, seed, replicas), seconds, possible(nemeses, replicas), cut)
     cluster, errors = simulation.cluster, Errors(simulation.cluster)
     log = logging.getLogger("kvstore")
@@ -75,7 +75,7 @@ def simulate_cluster(
         failpoints.active = was_active
         log.removeHandler(errors)
         log.propagate, log.level = before
-        digest, last = loop.digest, list(loop.last)
+        digest, last = loop.log.digest, list(loop.log.last)
         loop.end()
         forget()
         gc.enable()

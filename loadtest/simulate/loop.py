@@ -92,23 +92,77 @@ class Event:
         return self.is_cancelled
 
 
+class Timers:
+    """Events that are to come at a time, those of one time in the order in which they were begun."""
+
+    def __init__(self) -> None:
+        self.heap: list[tuple[float, int, Event]] = []
+        self._begun = 0
+
+    def begin(self, timer: Event, when_s: float) -> None:
+        self._begun += 1
+        heapq.heappush(self.heap, (when_s, self._begun, timer))
+
+    def next_s(self) -> float:
+        """When the next one comes that is not cancelled. Raises Hang if there is none."""
+        heap = self.heap
+        while heap and heap[0][2].is_cancelled:
+            heapq.heappop(heap)
+        if not heap:
+            raise Hang("nothing is ready, and no timer runs: what is waited for will never come")
+        return heap[0][0]
+
+    def take_out(self, process: Process) -> list[Event]:
+        """All of that process, in the order of their times."""
+        taken = sorted(each for each in self.heap if each[2].context.get(_process) is process)
+        self.heap = [each for each in self.heap if each[2].context.get(_process) is not process]
+        heapq.heapify(self.heap)
+        return [event for _, _, event in taken]
+
+
+class EventLog:
+    """All events of a run, in order. `trace` is called with each line; `last` has the last notes."""
+
+    def __init__(self) -> None:
+        self.last: deque[str] = deque(maxlen=_LAST_SHOWN)
+        self.trace: Callable[[str], None] | None = None
+        self._digest = xxhash.xxh3_64()
+
+    @property
+    def digest(self) -> str:
+        """Of all events so far."""
+        return self._digest.hexdigest()
+
+    def note(self, now_s: float, text: str) -> None:
+        """Something that a person would want to read."""
+        line = f"{now_s:.6f} {text}"
+        self._digest.update(line.encode())
+        self.last.append(line)
+        if self.trace is not None:
+            self.trace(line)
+
+    def add(self, now_s: float, process: Process | None, name: str) -> None:
+        """A callback is about to run."""
+        self._digest.update(f"{now_s:.6f} {name}".encode())
+        if self.trace is not None:
+            self.trace(f"{now_s:.6f}   {process.name if process else '-'} {name}")
+
+
 class SimulatedLoop(asyncio.BaseEventLoop):
-    """`after_event` is called after each event of a process. `trace`: is called with each line of the full log."""
+    """`after_event` is called after each event of a process. `errors`: exceptions that no task has taken."""
 
     _ready: deque[Event]
 
     def __init__(self) -> None:
         super().__init__()
         self._now_s = 0.0
-        self._timers: list[tuple[float, int, Event]] = []  # those of one time in the order in which they were begun
-        self._timers_begun = 0
-        self._digest = xxhash.xxh3_64()
+        self._timers = Timers()
         self._idle_events = 0
         self._tasks: list[asyncio.Task[Any]] = []  # what is pending must not be collected as garbage
         self._tasks_max = _TASKS
+        self._is_over = False
         self.events = 0
-        self.last: deque[str] = deque(maxlen=_LAST_SHOWN)
-        self.trace: Callable[[str], None] | None = None
+        self.log = EventLog()
         self.after_event: Callable[[Process], None] = lambda process: None
         self.errors: list[str] = []
         self.set_exception_handler(self._note_error)
@@ -132,7 +186,9 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         process = _process.get()
         if process is not None:
             when = when / process.rate + process.stood_s
-        return self._begin_timer(when, callback, args, copy_context() if context is None else context)
+        timer = Event(callback, args, copy_context() if context is None else context, when)
+        self._timers.begin(timer, when)
+        return timer
 
     def call_later(  # type: ignore[override]
         self, delay: float, callback: Any, *args: Any, context: Context | None = None
@@ -141,16 +197,9 @@ class SimulatedLoop(asyncio.BaseEventLoop):
 
     def schedule(self, delay_s: float, callback: Any, *args: Any, context: Context) -> Event:
         """As `call_later`, by no process's clock."""
-        return self._begin_timer(self._now_s + delay_s, callback, args, context)
-
-    def _begin_timer(self, when_s: float, callback: Any, args: tuple[Any, ...], context: Context) -> Event:
-        timer = Event(callback, args, context, when_s)
-        self._push(timer, when_s)
+        timer = Event(callback, args, context, self._now_s + delay_s)
+        self._timers.begin(timer, self._now_s + delay_s)
         return timer
-
-    def _push(self, timer: Event, when_s: float) -> None:
-        self._timers_begun += 1
-        heapq.heappush(self._timers, (when_s, self._timers_begun, timer))
 
     async def sleep(self, seconds: float) -> None:
         """As `asyncio.sleep`."""
@@ -165,25 +214,16 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         """The running event takes that long."""
         self._now_s += seconds
 
-    @property
-    def digest(self) -> str:
-        """Of all events so far."""
-        return self._digest.hexdigest()
-
     def note(self, text: str) -> None:
-        """Something that a person would want to read, part of the digest; something was brought forward."""
-        line = f"{self._now_s:.6f} {text}"
-        self._digest.update(line.encode())
-        self.last.append(line)
+        """Something that a person would want to read happens now; something was brought forward."""
+        self.log.note(self._now_s, text)
         self._idle_events = 0
-        if self.trace is not None:
-            self.trace(line)
 
     def _run_once(self) -> None:
         """One turn: timers that are due, then all that was ready when it began. Raises Hang."""
-        ready, timers = self._ready, self._timers
+        ready, timers = self._ready, self._timers.heap
         if not ready:
-            self._jump()
+            self._now_s = max(self._now_s, self._timers.next_s())
         while timers and timers[0][0] <= self._now_s:
             timer = heapq.heappop(timers)[2]
             if not timer.is_cancelled:
@@ -192,14 +232,6 @@ class SimulatedLoop(asyncio.BaseEventLoop):
             event = ready.popleft()
             if not event.is_cancelled:
                 self._run_event(event)
-
-    def _jump(self) -> None:
-        timers = self._timers
-        while timers and timers[0][2].is_cancelled:
-            heapq.heappop(timers)
-        if not timers:
-            raise Hang("nothing is ready, and no timer runs: what is waited for will never come")
-        self._now_s = max(self._now_s, timers[0][0])
 
     def _run_event(self, event: Event) -> None:
         context = event.context
@@ -212,9 +244,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
             raise Hang(f"{EVENTS_MAX:,} events have brought nothing forward")
         self._now_s += EVENT_S
         name = _name_of(event.callback)
-        self._digest.update(f"{self._now_s:.6f} {name}".encode())
-        if self.trace is not None:
-            self.trace(f"{self._now_s:.6f}   {process.name if process else '-'} {name}")
+        self.log.add(self._now_s, process, name)
         try:
             context.run(event.callback, *event.args)
         except (SystemExit, KeyboardInterrupt):
@@ -248,15 +278,12 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         """It stood still for that long, and its clock with it: its timers have as long to go as before."""
         process.stood_s += slept_s
         held, process.held = process.held, []
-        waiting = [each for each in self._timers if each[2].context.get(_process) is process]
-        self._timers = [each for each in self._timers if each[2].context.get(_process) is not process]
-        heapq.heapify(self._timers)
-        for event in [*held, *(event for _, _, event in sorted(waiting, key=lambda each: each[:2]))]:
+        for event in [*held, *self._timers.take_out(process)]:
             if event.when_s is None:
                 process.held.append(event)
             else:
                 event.when_s += slept_s
-                self._push(event, event.when_s)
+                self._timers.begin(event, event.when_s)
         self.go_on(process)
 
     # --- what a loop needs beside that
@@ -283,7 +310,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
     def end(self) -> None:
         """Let go of whatever still waits, silently.
         A work may not like to be closed where it waits for its end."""
-        self._over = True
+        self._is_over = True
         disabled = logging.root.manager.disable
         logging.disable(logging.CRITICAL)
         asyncio._set_running_loop(self)  # else what is begun at an end would wait in a loop that is never run
@@ -294,18 +321,16 @@ class SimulatedLoop(asyncio.BaseEventLoop):
                 for task in tasks:
                     _let_go(task)
             self._ready.clear()
-            self._timers.clear()
+            self._timers.heap.clear()
             asyncio._set_running_loop(None)
             self.close()
         logging.disable(disabled)
-
-    _over = False
 
     def call_soon(  # type: ignore[override]
         self, callback: Any, *args: Any, context: Context | None = None
     ) -> Event:
         event = Event(callback, args, copy_context() if context is None else context, None)
-        if not self._over:
+        if not self._is_over:
             self._ready.append(event)
         return event
 

@@ -60,7 +60,7 @@ def simulate(seed: int, seconds: float, trace: Callable[[str], None] | None = No
     """Run that seed for so many simulated seconds, and judge it."""
     began_s = time.process_time()
     loop = SimulatedLoop()
-    loop.trace = trace
+    loop.log.trace = trace
     simulation = _Simulation(loop, seed)
     failpoints.watch(simulation.machine.kill_points.hit)
     logging.disable(logging.CRITICAL)
@@ -69,7 +69,7 @@ def simulate(seed: int, seconds: float, trace: Callable[[str], None] | None = No
     finally:
         failpoints.watch(None)
         logging.disable(logging.NOTSET)
-        digest, last = loop.digest, list(loop.last)
+        digest, last = loop.log.digest, list(loop.log.last)
         loop.end()
     machine = simulation.machine
     return Result(

@@ -34,7 +34,6 @@ MAY_BE_LARGE = {"kvstore/client/client.py: Client"}  # one method for each call 
 LARGER = {
     "kvstore/replication/copy.py: StoreCopy",
     "kvstore/shard/resident.py: Resident",
-    "loadtest/simulate/loop.py: SimulatedLoop",
 }
 FIRST_LINE_WORDS_MAX = 20
 SAME_FLOOR_MAY = {

@@ -166,7 +166,7 @@ def test_the_digest_tells_runs_apart() -> None:
         loop = SimulatedLoop()
         loop.run_until_complete(asyncio.sleep(seconds))
         loop.end()
-        return loop.digest
+        return loop.log.digest
 
     assert digest(1) == digest(1)
     assert digest(1) != digest(1.001)
