@@ -82,7 +82,7 @@ class StoreCopy:
         is_examined: bool = False,
         unapplied: Sequence[Entry] = (),
     ) -> None:
-        """`was_served`: by this process until now, so what it granted has run out. `unapplied`: beyond the file."""
+        """`was_served`: by this process until now, so its grants have run out. `unapplied`: what the file lacks."""
         self._place = place
         self._identity = identity
         self._log = CopyLog(log, environment, times.sync_inline_ms_max, times.copy_apply_share)
@@ -398,7 +398,7 @@ class StoreCopy:
         return len(entries)
 
     async def digest_at(self, named: Session, number: int, partitions: Set[int]) -> Digest | None:
-        """The digest of these partitions as of that record, up to which is applied now; None if that cannot be.
+        """The digest of these partitions as of that record, applied up to there now; None if that cannot be.
 
         `number`: it is committed. Raises DataCorrupt, LogDamaged, OSError.
         """

@@ -74,7 +74,7 @@ async def open_copy(place: Place, identity: Identity, environment: Environment, 
 async def _half_filled(
     place: Place, identity: Identity, environment: Environment
 ) -> tuple[Log, Engine, list[Entry]] | None:
-    """Log and file of a snapshot that broke off, if it can go on, and the records beyond the file. Raises OSError."""
+    """Log, file and what that lacks, of a snapshot that broke off, if it can go on. Raises OSError."""
     try:
         engine = await place.open()
     except KvError as error:
