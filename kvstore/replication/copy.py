@@ -80,19 +80,20 @@ class StoreCopy:
         *,
         was_served: bool = False,
         is_examined: bool = False,
+        unapplied: Sequence[Entry] = (),
     ) -> None:
-        """`was_served`: by this process, until now, so what it had granted before had run out."""
+        """`was_served`: by this process until now, so its grants have run out. `unapplied`: what the file lacks."""
         self._place = place
         self._identity = identity
         self._log = CopyLog(log, environment, times.sync_inline_ms_max, times.copy_apply_share)
+        self._log.applying.come(sum(len(entry.payload) for entry in unapplied))
         self.engine = engine
         self._environment = environment
         self._times = times
         self._following = Following(identity.store_id, identity.copy_id, identity.promised)
         now = environment.boottime_s()
-        self._given = lease.granted_at_start(logged, identity.copy_id, identity.promised, now, times.lease_s)
-        if was_served:
-            self._given = lease.Granted(now)
+        given = lease.granted_at_start(logged, identity.copy_id, identity.promised, now, times.lease_s)
+        self._given = lease.Granted(now) if was_served else given
         self._heard_at = now
         self._is_promising = False  # for its own opening
         self._applying = asyncio.Lock()  # held by what changes the engine
@@ -397,8 +398,7 @@ class StoreCopy:
         return len(entries)
 
     async def digest_at(self, named: Session, number: int, partitions: Set[int]) -> Digest | None:
-        """Of these partitions as of that record, up to which is applied now.
-        None if more is, or that is not possible.
+        """The digest of these partitions as of that record, applied up to there now; None if that cannot be.
 
         `number`: it is committed. Raises DataCorrupt, LogDamaged, OSError.
         """

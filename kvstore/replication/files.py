@@ -57,7 +57,8 @@ async def open_copy(place: Place, identity: Identity, environment: Environment, 
     """
     if identity.filling:
         if (found := await _half_filled(place, identity, environment)) is not None:
-            return StoreCopy(place, identity, *found, None, environment, times)
+            log, engine, entries = found
+            return StoreCopy(place, identity, log, engine, None, environment, times, unapplied=entries)
         log = await environment.in_thread(lambda: _emptied_log(place, identity.store_id))
         return StoreCopy(place, identity, log, await place.renew(), None, environment, times)
     engine = await place.open()
@@ -66,11 +67,14 @@ async def open_copy(place: Place, identity: Identity, environment: Environment, 
     except BaseException:
         await engine.close()
         raise
-    return StoreCopy(place, identity, log, engine, _logged(entries, engine.applied, identity), environment, times)
+    logged = _logged(entries, engine.applied, identity)
+    return StoreCopy(place, identity, log, engine, logged, environment, times, unapplied=entries)
 
 
-async def _half_filled(place: Place, identity: Identity, environment: Environment) -> tuple[Log, Engine] | None:
-    """Log and file of a snapshot that broke off, if it can go on. Raises OSError."""
+async def _half_filled(
+    place: Place, identity: Identity, environment: Environment
+) -> tuple[Log, Engine, list[Entry]] | None:
+    """Log, file and what that lacks, of a snapshot that broke off, if it can go on. Raises OSError."""
     try:
         engine = await place.open()
     except KvError as error:
@@ -79,8 +83,8 @@ async def _half_filled(place: Place, identity: Identity, environment: Environmen
     try:
         snapshot = engine.applied.snapshot
         if snapshot is not None and not (await engine.verify(None)).faults:
-            records, _ = await environment.in_thread(lambda: _open_log(place, identity, engine.applied))
-            return records, engine
+            records, entries = await environment.in_thread(lambda: _open_log(place, identity, engine.applied))
+            return records, engine, entries
     except KvError as error:
         log.info("a snapshot cannot go on: %s", error.detail)
     except BaseException:

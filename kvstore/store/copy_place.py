@@ -130,7 +130,7 @@ async def as_copy(unapplied: Unapplied, shard_id: str, limits: Limits, environme
 
     Raises ForeignData, DataCorrupt, LogDamaged, OSError.
     """
-    path, engine, log, lock_fd, *_ = unapplied
+    path, engine, log, lock_fd, entries, *_ = unapplied
     try:
         logged = unapplied.logged
         store_id, _, _, partitions = engine.identity
@@ -138,7 +138,7 @@ async def as_copy(unapplied: Unapplied, shard_id: str, limits: Limits, environme
         place = place_of(path, shard_id, store_id, partitions, limits, environment)
         times = times_of(limits)
         config = configuration_of(logged, shard_id) if logged is not None else None
-        copy = StoreCopy(place, identity, log, engine, config, environment, times)
+        copy = StoreCopy(place, identity, log, engine, config, environment, times, unapplied=entries)
     except BaseException:
         await unapplied.close()
         raise

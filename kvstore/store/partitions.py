@@ -126,7 +126,8 @@ class Partitions:
         def adopt(batch: Batch) -> None:
             batch.changes.see(max(clock, floor))
             batch.extras.dropped = sorted(opened)
-            self._adopt(batch, cluster_map, view, rows, counted)
+            now = view_of(self.shard_id, cluster_map, self.view.freezes)  # a move may be complete since `before`
+            self._adopt(batch, cluster_map, now, rows, counted)
             self._replicas.prepare(cluster_map, opens=opens)
             batch.extras.when_appended.append(lambda number: self._replicas.carried(cluster_map, number))
 

@@ -156,9 +156,9 @@ class NodeLink:
         finally:
             self.connected = False
             self._socket = None
-            sender.cancel()
+            sender.cancel()  # nothing more leaves
+            self.under_way.fail_all("closed the connection")  # before anything is awaited: the link may end just now
             await asyncio.gather(sender, return_exceptions=True)
-            self.under_way.fail_all("closed the connection")
 
     async def _sweep(self) -> None:
         """Time out what waits too long. After a pause of this process, read first what has come during it."""

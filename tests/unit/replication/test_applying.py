@@ -135,3 +135,18 @@ async def test_what_a_copy_gets_while_more_is_committed_than_it_has_is_applied_l
     catching_up, falling_behind = pieces
     assert catching_up == [1, 1, 1]
     assert falling_behind[0] == 12, "so much waits that it goes into one piece"
+
+
+async def test_what_waited_when_the_process_ended_counts_when_it_starts_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, size in {"PIECE_BYTES_MIN": 3000, "WAITING_BYTES_MIN": 9000, "HURRY_BYTES": 9000}.items():
+        monkeypatch.setattr(applying, name, size)
+    node, primary = Node(), Primary()
+    copy = await node.make()
+    assert await primary.join(copy) == 0
+    for number in range(12):
+        await primary.put(f"key-{number}", bytes(3000))
+    await primary.ship(copy)
+    copy = await node.restart()
+    assert await primary.join(copy) == 12
+    copy.committed(primary.session(copy), 12)
+    assert await copy.apply_some() == 12, "so much waits that it goes into one piece"

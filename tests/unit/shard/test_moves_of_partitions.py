@@ -311,6 +311,27 @@ async def test_an_order_that_comes_once_more_to_a_destination_that_has_started_a
     assert not cluster.stores["s2"].partitions.view.freezes, "what was noted ends with the move"
 
 
+async def test_a_move_that_becomes_complete_while_a_newer_map_is_adopted_stays_complete(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+):
+    await cluster.ask("s1", Put(1, "a", b"1"))
+    move_id = cluster.plan("a")
+    await cluster.spread()
+    partitions = cluster.stores["s2"].partitions
+    prepare = partitions._prepare
+
+    async def complete_before(*args: Any) -> Any:
+        assert (await cluster.carry(move_id)).step == "done"
+        return await prepare(*args)
+
+    monkeypatch.setattr(partitions, "_prepare", complete_before)
+    cluster.plan("b")
+    await cluster.spread("s2")
+    assert partitions.is_complete(move_id)
+    await cluster.restart("s2")
+    assert cluster.stores["s2"].partitions.is_complete(move_id)
+
+
 async def test_a_freeze_that_comes_when_its_move_is_given_up_is_refused(cluster: Cluster):
     await cluster.ask("s1", Put(1, "a", b"1"))
     move_id = cluster.plan("a")

@@ -197,6 +197,26 @@ async def test_the_last_channel_ends_the_connection_and_another_one_only_what_wa
     await until(lambda: node.sockets[-1].closed)
 
 
+async def test_what_waits_is_answered_also_if_the_last_channel_is_closed_just_when_the_connection_is_lost(
+    node: Node,
+) -> None:
+    async with aiohttp.ClientSession() as session:
+        channel = Channel("s-one", node.url, LIMITS, session, "one")
+        await until(lambda: channel.connected)
+        node.holds.add("one")
+        waiting = channel.request(Put(0, "k", b"v"))
+        await until(lambda: node.keys)
+        losing = asyncio.create_task(node.sockets[0].close())
+        async with asyncio.timeout(WAIT_S):
+            while channel.connected:
+                await asyncio.sleep(0)
+        await channel.close()
+        assert waiting.done()
+        assert isinstance(waiting.exception(), OutcomeUnknown)
+        assert channel.bytes_under_way == 0
+        await losing
+
+
 async def test_a_message_that_names_no_store_properly_ends_the_connection(node: Node) -> None:
     """Else what comes behind it would reach a store that it is not meant for."""
     async with aiohttp.ClientSession() as session:
