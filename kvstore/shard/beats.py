@@ -119,8 +119,9 @@ class Beats:
         except (aiohttp.ClientError, TimeoutError, OSError, msgspec.DecodeError):
             return
         self._echo = Echo(start=ordered.start, beat=ordered.beat)
-        for each in residents:
-            each.controller_heard()
+        for hosted in (each.local.hosted for each in residents):
+            if hosted is not None:
+                hosted.controller_heard()
         if ordered.may_stop:
             self._may_stop.set()
         for drop in ordered.drop:

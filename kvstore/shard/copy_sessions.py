@@ -27,16 +27,15 @@ _KEPT_S = 0.5  # below `replica_timeout_s` as shipped, after which a node that o
 
 
 class CopySessions:
-    """`copy_of`: the copy that a session is meant for. `on_harm`: told of damage that a session has found."""
+    """`copy_of`: the copy that a session is meant for. `on_harm`: a session has found damage."""
 
-    def __init__(
-        self, shard_id: str, around: Surroundings, copy_of: CopyOf, on_harm: Callable[[KvError], None]
-    ) -> None:
+    def __init__(self, shard_id: str, around: Surroundings, copy_of: CopyOf, on_harm: Callable[[], None]) -> None:
         self._shard_id = shard_id
         self._environment = around.environment
         self._on_fatal = around.on_fatal
         self._copy_of = copy_of
         self._on_harm = on_harm
+        self._harm: KvError | None = None
         self._tasks: dict[asyncio.Task[None], None] = {}
         self._may_begin = asyncio.Event()
         self._may_begin.set()
@@ -48,6 +47,11 @@ class CopySessions:
     def begin(self) -> None:
         """What was kept goes on."""
         self._may_begin.set()
+
+    def take_harm(self) -> KvError | None:
+        """The damage that a session has found since this was asked last."""
+        harm, self._harm = self._harm, None
+        return harm
 
     async def serve(self, wire: Wire) -> None:
         """Serve a primary's session with the copy here, until the connection is lost."""
@@ -73,7 +77,8 @@ class CopySessions:
         except KvError as error:  # what came cannot be taken: only this connection ends
             log.error("a session with the copy of shard %s ends: %s", self._shard_id, error.detail)
             if is_damage(error):
-                self._on_harm(error)
+                self._harm = error
+                self._on_harm()
         except (LogFailed, OSError) as error:
             if isinstance(error, OSError) and error.errno in FULL_ERRNOS:  # nothing was changed: it comes again
                 log.warning("a session with the copy of shard %s ends: %s", self._shard_id, error)

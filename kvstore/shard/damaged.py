@@ -1,29 +1,35 @@
 """A copy whose files are damaged, and what the map says is to become of it.
 
-Owns: finding damage in a copy that is open; what is still known of a damaged one; when it may be rebuilt.
+Owns: finding damage in a copy that is open; what is still known of a damaged one; when it is rebuilt.
 Promises: it grants nothing, promises nothing, and no other copy is fed from it. It is rebuilt only by a map by which
 another node is the primary and this copy is not in sync: until then its files may be needed, by a person.
-Leaves to others: the files (`folder`), the change itself (`resident`), who takes its place (the controller).
+Leaves to others: the files (`folder`), what the map says of them (`followed_map`), the change itself (`resident`), who
+takes its place (the controller).
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import Literal, NamedTuple
+import logging
+from typing import NamedTuple
 
 from kvstore.config import Limits
 from kvstore.environment import Environment
 from kvstore.errors import DataCorrupt, KvError
 from kvstore.replication.beats import CopyReport
-from kvstore.replication.configuration import Configuration
 from kvstore.replication.copy import StoreCopy
+from kvstore.shard.followed_map import FollowedMap
+from kvstore.shard.hosted import Surroundings
+from kvstore.storage.disk import FULL_ERRNOS
 from kvstore.storage.engine import Identity
-from kvstore.store.damaged_files import Salvaged
+from kvstore.store.copy_place import CopyFiles
+from kvstore.store.damaged_files import Salvaged, salvaged_by
 from kvstore.store.verification import Verification
 
-_LOOK_S = 0.5
+log = logging.getLogger(__name__)
 
-Fate = Literal["wait", "rebuild", "refuse"]
+_LOOK_S = 0.5
+_FULL_RETRY_S = 0.5
 
 
 class DamagedCopy(NamedTuple):
@@ -51,17 +57,12 @@ class DamagedCopy(NamedTuple):
         )
 
 
-def fate(config: Configuration | None, node_id: str) -> Fate:
-    """What becomes of a damaged copy on that node by a map that the controller has given.
-
-    `refuse`: it is the primary's, and no copy in sync can take its place.
-    """
-    if config is None:
-        return "wait"
-    if config.primary.node == node_id:
-        return "wait" if config.in_sync else "refuse"
-    here = config.copy_on(node_id)
-    return "wait" if here is not None and here.state == "in-sync" else "rebuild"
+def lost(followed: FollowedMap) -> DamagedCopy:
+    """The copy that was here, by the map: what was made in its place was never the cluster's."""
+    salvaged = salvaged_by(followed.newest, followed.shard_id, followed.node_id, None)
+    assert salvaged is not None
+    detail = f"The files of shard {followed.shard_id} that lay on node {followed.node_id} are lost."
+    return DamagedCopy(followed.shard_id, DataCorrupt(detail), salvaged)
 
 
 async def until_damaged(copy: StoreCopy, environment: Environment, limits: Limits) -> None:
@@ -83,3 +84,24 @@ async def until_damaged(copy: StoreCopy, environment: Environment, limits: Limit
         finally:
             work.cancel()
             await asyncio.gather(work, return_exceptions=True)
+
+
+async def rebuild(damaged: DamagedCopy, followed: FollowedMap, around: Surroundings) -> CopyFiles | None:
+    """Make an empty copy instead, once the map allows it.
+
+    Returns None if it is dropped, or the disk has no room yet. Raises the damage of a home that no copy replaces.
+    """
+    while (fate := followed.fate) != "rebuild":
+        if followed.is_dropped:
+            return None
+        if fate == "refuse" and followed.shard_id == followed.node_id:
+            raise damaged.error
+        await followed.wait_for_change(1.0)
+    try:
+        return await around.folder.rebuild(followed.shard_id, damaged.salvaged, damaged.identity.partitions)
+    except OSError as error:
+        if error.errno not in FULL_ERRNOS:
+            raise
+        log.warning("the copy of shard %s cannot be rebuilt yet: %s", followed.shard_id, error)
+        await around.environment.sleep(_FULL_RETRY_S)
+        return None

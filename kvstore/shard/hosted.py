@@ -21,6 +21,7 @@ from kvstore.config import Limits
 from kvstore.environment import Environment, to_its_end
 from kvstore.metrics import StoreLabels
 from kvstore.placement.cluster_map import ClusterMap
+from kvstore.replication.beats import GiveBack
 from kvstore.replication.configuration import Configuration, Request
 from kvstore.replication.session import Session
 from kvstore.replication.wire import Connect, Wire, WireLost
@@ -41,6 +42,7 @@ from kvstore.transport.sessions import ClusterSession
 log = logging.getLogger(__name__)
 
 _RETRY_S = 0.5
+_GIVE_BACK_S = 1.0
 
 
 Dial = Callable[[str, Session], Awaitable[Wire]]
@@ -86,7 +88,7 @@ class StoreEnd:
 
 
 class HostedStore:
-    """One store, served once `open` has returned."""
+    """One store, served once `open` has returned. `given_back`: the term whose lease it has given back."""
 
     def __init__(
         self, store: Store, end: StoreEnd, service: ShardService, told: ToldNumbers, recovery: Recovery, maps: Maps
@@ -97,6 +99,7 @@ class HostedStore:
         self.told = told
         self.maps = maps
         self.is_open = False
+        self.given_back = 0
         self._recovery = recovery
 
     @property
@@ -118,6 +121,24 @@ class HostedStore:
         sender, may_take_out = self.store.tables.sender, self.is_open or self.is_sound
         found = sender.requests() if sender is not None else ()
         return [each for each in found if may_take_out or each.kind != "out"]
+
+    def controller_heard(self) -> None:
+        """The controller has answered a beat."""
+        if (sender := self.store.tables.sender) is not None:
+            sender.controller_heard()
+
+    async def give_back(self, order: GiveBack) -> bool:
+        """Give back the lease of that term, once the copy that is to take over has all.
+
+        Returns whether it was given back.
+        """
+        sender = self.store.tables.sender
+        if sender is None or sender.shipping.config.term != order.term:
+            return False
+        if not await self.store.replicas.give_back(order.copy_id, _GIVE_BACK_S):
+            return False
+        self.given_back = order.term
+        return True
 
     def labels(self, node_id: str) -> StoreLabels:
         """Of its metrics."""

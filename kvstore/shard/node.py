@@ -85,7 +85,7 @@ class Node:
     async def admit(self, shard: str, store_id: str | None, session_id: str, peer: str | None) -> Resident | Refused:
         """The store to which a channel is asked for, by a process that names this session."""
         resident = self.stores.by_shard.get(shard)
-        identity = resident.identity if resident is not None else None
+        identity = resident.local.identity if resident is not None else None
         if resident is None or identity is None:
             return Refused(_NOT_FOUND, f"this is shard {self.node_id}")
         # An empty or foreign file has a map and partitions of its own, or none: to the router's cluster it is not this
@@ -104,11 +104,11 @@ class Node:
         home, identity = self.stores.home, self.stores.identity
         if session_id and store_id == identity.store_id:
             await self._hellos.refusal(session_id, peer)  # which says so if that is a stranger
-        ids = {"store_id": identity.store_id, "copy_id": home.copy_id, "session": self._cluster.id}
+        ids = {"store_id": identity.store_id, "copy_id": home.local.copy_id, "session": self._cluster.id}
         facts: dict[str, Any] = {**ids, "cluster_id": identity.cluster_id, "partitions": identity.partitions}
-        if home.hosted is not None and not home.hosted.told.is_verified:
+        if home.local.hosted is not None and not home.local.hosted.told.is_verified:
             facts["unverified"] = True  # the controller has not confirmed that this is no older copy
-        if home.hosted is not None and (missing := home.hosted.store.partitions.missing):
+        if home.local.hosted is not None and (missing := home.local.hosted.store.partitions.missing):
             facts["missing"] = partition_set.as_text(missing)  # no move has brought them, or not surely all of them
         if damage := self.stores.by_shard.damage:
             facts["damaged"] = damage  # by shard; other copies take the place of these
@@ -153,7 +153,7 @@ class Node:
                 partitions=identity.partitions,
                 epoch=epoch,
                 clock=stores.by_shard.clock,
-                copy_id=stores.home.copy_id,
+                copy_id=stores.home.local.copy_id,
                 host=host,
                 zone=zone,
             )

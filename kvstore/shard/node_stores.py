@@ -106,7 +106,7 @@ class NodeStores:
     def identity(self) -> Identity:
         """Of the node's own store.
         That which it had last, while its files change hands or once it was set aside."""
-        self._identity = self.home.identity or self._identity
+        self._identity = self.home.local.identity or self._identity
         if self._identity is None:
             raise RuntimeError("the node's own store was not opened")
         return self._identity
@@ -114,10 +114,10 @@ class NodeStores:
     @property
     def newest_map(self) -> ClusterMap | None:
         """That is followed, or lies here, of the node's own cluster; None without any."""
-        home = self.home.identity or self._identity
+        home = self.home.local.identity or self._identity
         known = [each.cluster_id for each in (home, self.cluster_map) if each is not None and each.cluster_id]
         own = next(iter(known), None)
-        maps = [self.cluster_map, *(each.logged_map for each in self.by_shard.values())]
+        maps = [self.cluster_map, *(each.local.logged_map for each in self.by_shard.values())]
         ours = (each for each in maps if each is not None and own in (None, each.cluster_id))
         return max(ours, key=lambda each: each.epoch, default=None)
 
@@ -175,8 +175,9 @@ class NodeStores:
     async def give_back(self, order: GiveBack) -> None:
         """Give back the lease of that term, if it is this node's."""
         resident = self.by_shard.get(order.shard)
-        if resident is not None:
-            await resident.give_back(order)
+        hosted = resident.local.hosted if resident is not None else None
+        if hosted is not None and await hosted.give_back(order):
+            self._around.on_news()
 
     async def _connect(self, node_id: str, session: Session) -> Wire:
         """Raises WireLost."""
@@ -188,7 +189,7 @@ class NodeStores:
 
 def _check_cluster(resident: Resident, home: Identity) -> None:
     """Raises ForeignData for a copy of another cluster's shard, whose maps and promises mean nothing here."""
-    found = resident.logged_map
+    found = resident.local.logged_map
     if found is not None and home.cluster_id not in (None, found.cluster_id):
         raise ForeignData(
             f"its files belong to cluster {found.cluster_id}, and those of this node's own shard to {home.cluster_id}."

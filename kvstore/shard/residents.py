@@ -18,28 +18,28 @@ class Residents(dict[str, Resident]):
     @property
     def served(self) -> list[HostedStore]:
         """The stores that are served here."""
-        return [each.hosted for each in self.values() if each.hosted is not None]
+        return [each.local.hosted for each in self.values() if each.local.hosted is not None]
 
     @property
     def clock(self) -> int:
         """The highest version that a store here has given or seen."""
-        return max((each.clock for each in self.values()), default=0)  # none, once the last has gone
+        return max((each.local.clock for each in self.values()), default=0)  # none, once the last has gone
 
     @property
     def keeps_copies(self) -> bool:
         """Whether files of a store lie here that is not served here: the controller says what becomes of them."""
-        return any(each.copy is not None or each.damage for each in self.values())
+        return any(each.local.copy is not None or each.local.damage for each in self.values())
 
     @property
     def whole_copies(self) -> list[tuple[str, str]]:
         """Shard and copy id of each copy here that no snapshot is filling."""
-        found = [(each.shard_id, each.copy) for each in self.values()]
+        found = [(each.shard_id, each.local.copy) for each in self.values()]
         return [(shard, copy.identity.copy_id) for shard, copy in found if copy is not None and not copy.is_filling]
 
     @property
     def damage(self) -> dict[str, str]:
         """What is wrong with files here, by shard."""
-        return {each.shard_id: each.damage for each in self.values() if each.damage}
+        return {each.shard_id: each.local.damage for each in self.values() if each.local.damage}
 
     @property
     def refused_s(self) -> float:
@@ -54,8 +54,8 @@ class Residents(dict[str, Resident]):
 
     def logs_with_copies(self) -> list[Log]:
         """The logs here of stores that another node could serve, or serves; to be asked by any thread."""
-        return [log for each in list(self.values()) if (log := each.log_with_copies) is not None]
+        return [log for each in list(self.values()) if (log := each.local.log_with_copies) is not None]
 
     def of_store(self, store_id: str) -> Resident | None:
         """Where that store lies here."""
-        return next((each for each in self.values() if each.store_id == store_id), None)
+        return next((each for each in self.values() if each.local.store_id == store_id), None)

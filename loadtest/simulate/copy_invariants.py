@@ -143,7 +143,7 @@ def _opened_beside(view: View, shard_id: str, store_id: str, term: int) -> str:
     for name in view.nodes:
         resident = view.resident(name, shard_id)
         config = resident._opening.config if resident is not None and resident._opening is not None else None
-        copy = resident.copy if resident is not None else None
+        copy = resident.local.copy if resident is not None else None
         if config is None or copy is None or config.store_id != store_id:
             continue
         if term < config.term == copy.following.promised:

@@ -52,7 +52,7 @@ def _places(view: View, shard: Shard) -> Iterator[tuple[str, Engine, Log]]:
 
 
 def _file_and_log(resident: Resident) -> tuple[Engine, Log] | None:
-    if resident.hosted is not None:
-        tables = resident.hosted.store.tables
+    if resident.local.hosted is not None:
+        tables = resident.local.hosted.store.tables
         return tables.engine, tables.log
-    return (resident.copy.engine, resident.copy.log) if resident.copy is not None else None
+    return (resident.local.copy.engine, resident.local.copy.log) if resident.local.copy is not None else None

@@ -43,9 +43,9 @@ class Invariants:
         """After an event of that node. Raises Violation."""
         assert server.node is not None
         for shard_id, resident in server.node.stores.by_shard.items():
-            hosted = resident.hosted
+            hosted = resident.local.hosted
             if hosted is None:
-                if (copy := resident.copy) is not None:
+                if (copy := resident.local.copy) is not None:
                     self.copies.check(shard_id, copy)
                 continue
             place, store = (server.name, shard_id), hosted.store

@@ -305,7 +305,7 @@ class NodeServer(Server):
     def back_up(self, shard_id: str) -> Backup | None:
         """What lies here of that shard's copy, if the process runs and has it whole."""
         resident = self.node.stores.by_shard.get(shard_id) if self.node is not None else None
-        copy, path = resident.copy if resident is not None else None, self.folder._path(shard_id)
+        copy, path = resident.local.copy if resident is not None else None, self.folder._path(shard_id)
         if copy is None or copy.is_filling or path not in self.folder.engines:
             return None
         files = {each: self.disk.content(each) for each in self.disk.files if each.name.startswith(f"{path.stem}.")}

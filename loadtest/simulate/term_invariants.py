@@ -98,7 +98,7 @@ class Owners:
     def _answers(self, place: Place) -> bool:
         """Whether that one may answer now: it is a primary that holds its lease."""
         resident = self._view.resident(*place)
-        hosted = resident.hosted if resident is not None else None
+        hosted = resident.local.hosted if resident is not None else None
         return hosted is not None and hosted.is_open and hosted.store.tables.may_answer()
 
 

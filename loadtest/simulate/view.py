@@ -62,7 +62,7 @@ class View:
     def store(self, node: str, shard_id: str) -> Store | None:
         """The shard's store, if that node has it as its primary."""
         resident = self.resident(node, shard_id)
-        return resident.hosted.store if resident is not None and resident.hosted is not None else None
+        return resident.local.hosted.store if resident is not None and resident.local.hosted is not None else None
 
     def primary(self, shard_id: str) -> Store | None:
         """The shard's store on the node that the map names."""
@@ -72,12 +72,12 @@ class View:
     def copy(self, node: str, shard_id: str) -> StoreCopy | None:
         """The shard's copy, if that node has it as no primary."""
         resident = self.resident(node, shard_id)
-        return resident.copy if resident is not None else None
+        return resident.local.copy if resident is not None else None
 
     def has(self, node: str, shard_id: str, copy_id: str) -> bool:
         """Whether that node has that copy, undamaged."""
         resident = self.resident(node, shard_id)
-        return resident is not None and resident.copy_id == copy_id and not resident.damage
+        return resident is not None and resident.local.copy_id == copy_id and not resident.local.damage
 
     def lacks(self, node: str, shard_id: str, copy_id: str) -> bool:
         """Whether that node does not have that copy, undamaged; of one that is down it is not known."""

@@ -33,7 +33,6 @@ VALUES = {"NamedTuple", "Struct", "msgspec.Struct", "Message"}
 MAY_BE_LARGE = {"kvstore/client/client.py: Client"}  # one method for each call of the API: what its users look for
 LARGER = {
     "kvstore/replication/copy.py: StoreCopy",
-    "kvstore/shard/resident.py: Resident",
 }
 FIRST_LINE_WORDS_MAX = 20
 SAME_FLOOR_MAY = {

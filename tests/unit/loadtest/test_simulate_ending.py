@@ -15,6 +15,7 @@ from kvstore.controller.membership import ClusterState
 from kvstore.errors import DataCorrupt
 from kvstore.placement.cluster_map import ClusterMap, Node, Shard, at_home, first_map
 from kvstore.replication.copy import StoreCopy
+from kvstore.shard.damaged import DamagedCopy
 from kvstore.storage.engine import Identity
 from kvstore.storage.log import Log
 from kvstore.storage.memory import MemoryEngine
@@ -81,8 +82,8 @@ def a_shard(cluster: Cluster) -> Shard:
 def copy_of(cluster: Cluster, shard: Shard) -> StoreCopy:
     resident = cluster.view.resident(shard.replicas[0].node, shard.id)
     assert resident is not None
-    assert resident.copy is not None
-    return resident.copy
+    assert resident.local.copy is not None
+    return resident.local.copy
 
 
 def a_row(copy: StoreCopy) -> tuple[MemoryEngine, tuple[str, str]]:
@@ -164,9 +165,10 @@ def test_a_disk_with_the_last_copy_of_anything_is_not_lost_though_fewer_are_lost
         assert cluster.lost_disks.may_be_more(primary)
         resident = cluster.view.resident(replica.node, shard.id)
         assert resident is not None
-        resident._note_damaged(DataCorrupt("wrong"), Salvaged(shard.store_id, replica.copy_id, 1, whole))
+        salvaged = Salvaged(shard.store_id, replica.copy_id, 1, whole)
+        resident.local.damaged = DamagedCopy(shard.id, DataCorrupt("wrong"), salvaged)
         assert not cluster.lost_disks.may_be_more(primary)
-        resident._damaged = None
+        resident.local.damaged = None
         out = msgspec.structs.replace(shard, replicas=[msgspec.structs.replace(replica, state="joining")])
         put(cluster, msgspec.structs.replace(whole, shards=[out if s.id == shard.id else s for s in whole.shards]))
         assert not cluster.lost_disks.may_be_more(primary)
@@ -232,8 +234,8 @@ def test_clocks_of_a_store_never_fall_but_another_store_of_that_name_begins_anew
         shard = a_shard(cluster)
         resident = cluster.view.resident(shard.id, shard.id)
         assert resident is not None
-        assert resident.store is not None
-        store, place = resident.store, (shard.id, shard.id)
+        assert resident.local.store is not None
+        store, place = resident.local.store, (shard.id, shard.id)
         tables, engine = store.tables, store.tables.engine
         assert isinstance(engine, MemoryEngine)
         identity, visible = engine.identity, tables.visible

@@ -44,8 +44,8 @@ class Settled(NamedTuple):
 
     @property
     def store(self) -> Store:
-        assert self.primary.hosted is not None
-        return self.primary.hosted.store
+        assert self.primary.local.hosted is not None
+        return self.primary.local.hosted.store
 
     @property
     def invariants(self) -> Invariants:
@@ -80,8 +80,8 @@ def settled() -> Iterator[Settled]:
     )
     assert primary is not None
     assert guest is not None
-    assert guest.copy is not None
-    yield Settled(cluster, shard, primary, guest.copy)
+    assert guest.local.copy is not None
+    yield Settled(cluster, shard, primary, guest.local.copy)
     loop.end()
 
 

@@ -103,7 +103,7 @@ def test_a_router_reaches_both_stores_of_a_simulated_node_over_its_one_connectio
     server.start()
     run(loop, serving(server))
     assert server.node is not None
-    cluster_map = server.node.stores.home.store.cluster_map
+    cluster_map = server.node.stores.home.local.store.cluster_map
     assert cluster_map is not None
     owner_of = {f"k{number}": cluster_map.owner_of(f"k{number}".encode()).id for number in range(20)}
     assert set(owner_of.values()) == {"s1", "s2"}
@@ -143,7 +143,7 @@ def test_a_simulated_node_serves_all_stores_of_which_it_is_primary_also_after_a_
         PARTITIONS,
         PARTITIONS,
     ]
-    assert server.node.stores.by_shard["s3"].store is None, "it lies there, and is not served"
+    assert server.node.stores.by_shard["s3"].local.store is None, "it lies there, and is not served"
     absent = run(loop, server.node.admit("s4", "", "", None))
     assert isinstance(absent, Refused)
     assert absent.status == 404
@@ -157,7 +157,7 @@ def test_a_promise_that_the_disk_does_not_take_ends_the_process_whatever_asked_f
     run(loop, serving(server))
     assert server.node is not None
     assert server.process is not None
-    hosted = server.node.stores.home.hosted
+    hosted = server.node.stores.home.local.hosted
     assert hosted is not None
     server.sync_fails = True
     asking = loop.create_task(hosted.store.promise(9), context=server.process.context)

@@ -253,7 +253,7 @@ def promoted(copy_id: str) -> ClusterMap:
 
 
 def is_served(resident: Resident) -> bool:
-    return resident.hosted is not None and resident.hosted.is_open
+    return resident.local.hosted is not None and resident.local.hosted.is_open
 
 
 async def until(running: asyncio.Task[None], condition: Callable[[], bool]) -> None:
@@ -308,7 +308,7 @@ async def test_a_copy_whose_disk_fails_in_a_session_ends_the_process(tmp_path: P
         raise OSError(5, "I/O error")
 
     async with resident_copy(tmp_path, note) as resident:
-        hello = Hello(Session(STORE_ID, 3, "start", resident.copy_id, 1))
+        hello = Hello(Session(STORE_ID, 3, "start", resident.local.copy_id, 1))
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr(OsFile, "sync", fails)
             with pytest.raises(SystemExit):
@@ -321,7 +321,7 @@ async def test_a_session_that_comes_while_a_copy_is_closed_does_not_reach_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with resident_copy(tmp_path) as resident:
-        came = Came(Hello(Session(STORE_ID, 3, "start", resident.copy_id, 1)))
+        came = Came(Hello(Session(STORE_ID, 3, "start", resident.local.copy_id, 1)))
         end_sessions = resident.sessions.end
 
         async def beset() -> None:
@@ -340,7 +340,7 @@ async def test_a_copy_on_a_full_disk_ends_a_session_that_it_cannot_promise_for_a
         raise OSError(errno.ENOSPC, "No space left on device")
 
     async with resident_copy(tmp_path) as resident:
-        hello = Hello(Session(STORE_ID, 3, "start", resident.copy_id, 1))
+        hello = Hello(Session(STORE_ID, 3, "start", resident.local.copy_id, 1))
         refused = Came(hello)
         with monkeypatch.context() as patched:
             patched.setattr(OsFile, "pwrite", full)
@@ -372,7 +372,7 @@ async def test_a_copy_that_is_to_be_the_primary_opens_when_there_is_room_for_its
     async with resident_copy(tmp_path) as resident:
         monkeypatch.setattr(OsFile, "pwrite", full)
         running = asyncio.create_task(resident.run())
-        resident.hear(promoted(resident.copy_id))
+        resident.hear(promoted(resident.local.copy_id))
         await until(running, lambda: is_served(resident))
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
@@ -387,13 +387,13 @@ async def test_a_guest_whose_shard_has_left_is_a_copy_again_also_if_another_stor
     """The node has stores of its own, and must not end; the controller tells it to drop the copy."""
     async with resident_copy(tmp_path) as resident:
         running = asyncio.create_task(resident.run())
-        found = promoted(resident.copy_id)
+        found = promoted(resident.local.copy_id)
         resident.hear(found)
         await until(running, lambda: is_served(resident))
         others = first_map("c", PARTITIONS, [at_home("s1" if comes_back else "s9", "http://127.0.0.1:1", "other")])
         resident.hear(msgspec.structs.replace(others, epoch=4))
-        await until(running, lambda: resident.copy is not None)
-        resident.drop(Drop(shard="s1", copy_id=resident.copy_id))
+        await until(running, lambda: resident.local.copy is not None)
+        resident.drop(Drop(shard="s1", copy_id=resident.local.copy_id))
         async with asyncio.timeout(60):
             await running
     assert folder_of(tmp_path, "n2").copies() == []
@@ -405,7 +405,7 @@ async def test_a_session_that_comes_while_a_copy_becomes_a_store_reaches_neither
     hand_over = StoreCopy.hand_over
 
     async with resident_copy(tmp_path) as resident:
-        copy_id = resident.copy_id
+        copy_id = resident.local.copy_id
 
         async def beset(copy: StoreCopy) -> Identity:
             came = Came(Hello(Session(STORE_ID, 99, "other", copy_id, 1)))
@@ -432,8 +432,8 @@ async def test_an_order_to_drop_a_copy_is_refused_while_the_map_names_it(tmp_pat
     """The answer to a beat may come late, from before the map named the copy; a map that does not is waited for."""
     async with resident_copy(tmp_path) as resident:
         running = asyncio.create_task(resident.run())
-        order = Drop(shard="s1", copy_id=resident.copy_id)
-        resident.hear(named(resident.copy_id))
+        order = Drop(shard="s1", copy_id=resident.local.copy_id)
+        resident.hear(named(resident.local.copy_id))
         resident.drop(order)
         await asyncio.sleep(0.1)
         assert folder_of(tmp_path, "n2").copies() == ["s1"]
@@ -465,7 +465,7 @@ async def served_by(resident: Resident) -> AsyncIterator[asyncio.Task[None]]:
     """The copy is promoted, and served."""
     running = asyncio.create_task(resident.run())
     try:
-        resident.hear(promoted_before_a_copy(resident.copy_id))
+        resident.hear(promoted_before_a_copy(resident.local.copy_id))
         await until(running, lambda: is_served(resident))
         yield running
     finally:
@@ -479,11 +479,11 @@ async def test_a_primary_whose_term_ends_goes_on_as_a_copy_with_its_open_files_a
 ) -> None:
     """Else the node that takes over would wait until they are opened again, and then for the promise."""
     async with resident_copy(tmp_path) as resident, served_by(resident) as running:
-        store, copy_id = resident.store, resident.copy_id
+        store, copy_id = resident.local.store, resident.local.copy_id
         assert store is not None
         resident.hear(replaced(copy_id))
-        await until(running, lambda: resident.copy is not None)
-        copy = resident.copy
+        await until(running, lambda: resident.local.copy is not None)
+        copy = resident.local.copy
         assert copy is not None
         assert copy.log is store.tables.log
         assert copy.engine is store.tables.engine
@@ -496,7 +496,7 @@ async def test_a_primary_whose_term_ends_goes_on_as_a_copy_with_its_open_files_a
 async def test_a_session_of_the_next_primary_is_kept_until_the_map_that_names_it_has_come(tmp_path: Path) -> None:
     """Refused, it would come again later, and clients wait meanwhile."""
     async with resident_copy(tmp_path) as resident, served_by(resident) as running:
-        copy_id = resident.copy_id
+        copy_id = resident.local.copy_id
         came = Came(Hello(Session(STORE_ID, 9, "other", copy_id, 9)))
         serving = asyncio.create_task(resident.sessions.serve(came))
         await asyncio.sleep(0.05)
@@ -513,7 +513,7 @@ async def test_a_session_is_not_kept_for_ever_by_a_primary_that_stays_one(
 ) -> None:
     monkeypatch.setattr(copy_sessions, "_KEPT_S", 0.01)
     async with resident_copy(tmp_path) as resident, served_by(resident):
-        came = Came(Hello(Session(STORE_ID, 2, "other", resident.copy_id, 1)))
+        came = Came(Hello(Session(STORE_ID, 2, "other", resident.local.copy_id, 1)))
         await resident.sessions.serve(came)
         assert [type(answer) for answer in came.sent] == [Foreign]
 
@@ -524,14 +524,14 @@ async def test_the_store_of_files_that_change_hands_is_found(tmp_path: Path, mon
     found: list[str] = []
 
     async def look(folder: FileFolder, shard_id: str, opened: Opened, logged: ClusterMap | None) -> CopyFiles:
-        assert resident.identity is None
-        found.append(resident.store_id)
+        assert resident.local.identity is None
+        found.append(resident.local.store_id)
         return await as_copy(folder, shard_id, opened, logged)
 
     monkeypatch.setattr(FileFolder, "as_copy", look)
     async with resident_copy(tmp_path) as resident, served_by(resident) as running:
-        resident.hear(replaced(resident.copy_id))
-        await until(running, lambda: resident.copy is not None)
+        resident.hear(replaced(resident.local.copy_id))
+        await until(running, lambda: resident.local.copy is not None)
     assert found == [STORE_ID]
 
 
@@ -545,16 +545,16 @@ async def test_a_copy_that_starts_knows_the_newest_map_of_its_log_though_its_fil
 
     monkeypatch.setattr(SqliteEngine, "apply", not_now)
     async with resident_copy(tmp_path) as resident, served_by(resident) as running:
-        resident.hear(replaced(resident.copy_id))
-        await until(running, lambda: resident.copy is not None)
-        assert resident.logged_map is not None
+        resident.hear(replaced(resident.local.copy_id))
+        await until(running, lambda: resident.local.copy is not None)
+        assert resident.local.logged_map is not None
     around = resident._around
     again = Resident("s1", around)
     await again.begin(PARTITIONS)
-    assert again.copy is not None
-    assert again.copy.engine.applied.cluster_map is None
-    assert again.logged_map is not None
-    assert again.logged_map.epoch == 3
+    assert again.local.copy is not None
+    assert again.local.copy.engine.applied.cluster_map is None
+    assert again.local.logged_map is not None
+    assert again.local.logged_map.epoch == 3
     await again.close()
 
 
@@ -562,16 +562,16 @@ async def test_a_process_that_ends_just_when_a_term_does_closes_no_file_under_th
     tmp_path: Path,
 ) -> None:
     async with resident_copy(tmp_path) as resident, served_by(resident) as running:
-        store = resident.store
+        store = resident.local.store
         assert store is not None
         async with store.applier.turn:  # something is written into the file
-            resident.hear(replaced(resident.copy_id))
+            resident.hear(replaced(resident.local.copy_id))
             await until(running, lambda: store._tasks["sweep"].done())
             running.cancel()
             await asyncio.wait([running], timeout=0.1)
             await asyncio.to_thread(store.tables.log.note_durable)
         await asyncio.wait([running])
-        assert resident.copy is not None, "to be closed in order"
+        assert resident.local.copy is not None, "to be closed in order"
         await resident.close()
         files = await folder_of(tmp_path, "n2").open("s1", PARTITIONS, untold)
         assert isinstance(files, CopyFiles)

@@ -27,9 +27,9 @@ def some_stores() -> NodeStores:
 async def test_a_node_says_whose_its_own_store_is_also_while_the_files_change_hands_and_once_it_was_set_aside() -> None:
     stores = some_stores()
     own = Identity("store", "c", "s1", 64)
-    stores.home = cast(Any, SimpleNamespace(identity=own))
+    stores.home = cast(Any, SimpleNamespace(local=SimpleNamespace(identity=own)))
     assert stores.identity == own
-    stores.home = cast(Any, SimpleNamespace(identity=None))
+    stores.home = cast(Any, SimpleNamespace(local=SimpleNamespace(identity=None)))
     assert stores.identity == own
 
 
@@ -61,10 +61,10 @@ async def test_a_node_tells_a_controller_of_each_copy_that_it_does_not_serve_unl
         "s1", FileFolder(tmp_path, "s1", Limits()), Limits(), nothing, nothing, "", nothing, SYSTEM, nothing
     )
     stores = NodeStores(around)
-    stores.home = cast(Any, SimpleNamespace(identity=Identity("store", "c", "s1", 64)))
+    stores.home = cast(Any, SimpleNamespace(local=SimpleNamespace(identity=Identity("store", "c", "s1", 64))))
     for shard_id in ("s1", "s2"):  # the home's own is to be filled from its beginning
         await stores.make(Make(shard=shard_id, store_id=f"{shard_id}-of-that-store", partitions=64))
-    copy = stores.by_shard["s2"].copy
+    copy = stores.by_shard["s2"].local.copy
     assert copy is not None
     told = msgspec.convert(Node(around, stores, nothing, nothing, nothing).newest_map(), Told)
     assert told.copies == [("s2", copy.identity.copy_id)]

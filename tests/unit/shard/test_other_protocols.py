@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import aiohttp
+import msgspec
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
@@ -20,6 +21,7 @@ from kvstore.replication.session import Session
 from kvstore.replication.wire import WireRefused
 from kvstore.shard.beats import Beats
 from kvstore.shard.copy_wires import connect
+from kvstore.shard.residents import Residents
 from kvstore.shard.routes import ROUTES
 from kvstore.transport import versions
 from kvstore.transport.sessions import ClusterSession
@@ -64,7 +66,8 @@ async def test_a_primary_hears_why_a_node_of_another_version_takes_no_connection
 
 
 async def test_a_node_whose_beats_are_refused_says_so_once(other: str, caplog: pytest.LogCaptureFixture) -> None:
-    stores = SimpleNamespace(cluster_map=make_map(1), by_shard={}, clock=0, keeps_copies=True)
+    replicated = msgspec.structs.replace(make_map(1), replicas=2)  # its nodes beat
+    stores = SimpleNamespace(cluster_map=replicated, by_shard=Residents())
     async with aiohttp.ClientSession() as http:
         beats = Beats("s1", cast(Any, stores), http, other, 0.1, SYSTEM)
         beating = asyncio.create_task(beats.run())
