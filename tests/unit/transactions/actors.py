@@ -147,7 +147,7 @@ _loop = Loop()
 
 
 class _Net:
-    """Stands in for the router's service, and for the stores that a recovery talks to."""
+    """Stands in for the router's service and its table, and for the stores that a recovery talks to."""
 
     partitions = PARTITIONS
     epoch = 0
@@ -158,6 +158,7 @@ class _Net:
 
     def __init__(self, owners: Owners) -> None:
         self.owners = dict(owners)
+        self.table = self
         self.floor = 0
         self.view: tuple[str, ...] = ()
         self.sent: list[Sent] = []
