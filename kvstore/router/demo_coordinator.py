@@ -36,6 +36,7 @@ from kvstore.protocol import (
 from kvstore.router.coordinator import Coordinator
 from kvstore.router.demo import Stop
 from kvstore.router.routes.txn import TxnBody, parse_transaction
+from kvstore.router.routing_table import RoutingTable
 from kvstore.router.service import RouterService
 from kvstore.transport.channel import Channel
 from kvstore.transport.http.responses import StreamedResponse
@@ -143,19 +144,30 @@ def _says(reply: Reply) -> str:
 
 
 class TracedService:
-    """A router service whose channels tell what passes through them."""
+    """A router service whose table leads to channels that tell what passes through them."""
 
     def __init__(self, service: RouterService, trace: Trace) -> None:
+        self.table = TracedTable(service.table, trace)
         self._service = service
-        self._trace = trace
-        self._channels: dict[str, TracedChannel] = {}
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._service, name)
 
+
+class TracedTable:
+    """A routing table with such channels."""
+
+    def __init__(self, table: RoutingTable, trace: Trace) -> None:
+        self._table = table
+        self._trace = trace
+        self._channels: dict[str, TracedChannel] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._table, name)
+
     def owner_of(self, key: str) -> Channel:
         """The traced channel to the key's owner. Raises Unavailable without a map."""
-        channel = self._service.table.owner_of(key)
+        channel = self._table.owner_of(key)
         traced = self._channels.get(channel.shard_id)
         if traced is None or traced.inner is not channel:
             traced = self._channels[channel.shard_id] = TracedChannel(channel, self._trace)
