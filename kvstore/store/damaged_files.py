@@ -11,7 +11,7 @@ Leaves to others: whether another copy takes its place (the controller), and fil
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -45,7 +45,7 @@ class Salvaged(NamedTuple):
 
 
 def salvage(
-    path: Path, shard_id: str, node_id: str, known: ClusterMap | None, others: Iterable[Path]
+    path: Path, shard_id: str, node_id: str, known: ClusterMap | None, others: Sequence[Path]
 ) -> Salvaged | None:
     """What is known of the damaged store whose file is `path`.
     None if no map says that it lies on other nodes, too.
@@ -57,7 +57,9 @@ def salvage(
         identity = read_identity(OsDisk(), path.parent, path.stem)
     found = [known, *(_map_in(each) for each in (path, *others))]
     maps = [each for each in found if each is not None and each.shard(shard_id) is not None]
-    newest = max(maps or list(_maps_logged(path)), key=lambda each: each.epoch, default=None)
+    logged = (each for file in (path, *others) if not maps for each in _maps_logged(file))
+    having = maps or [each for each in logged if each.shard(shard_id) is not None]
+    newest = max(having, key=lambda each: each.epoch, default=None)
     return salvaged_by(newest, shard_id, node_id, identity)
 
 

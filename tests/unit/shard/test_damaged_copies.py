@@ -29,7 +29,7 @@ from kvstore.storage.engine import Application
 from kvstore.storage.record import CommitRecord
 from kvstore.storage.rows import VALUE, Clock, Row
 from kvstore.store.copy_place import CopyFiles
-from kvstore.store.damaged_files import set_damaged_aside
+from kvstore.store.damaged_files import salvage, set_damaged_aside
 from kvstore.store.opening import Opened, untold
 from tests.unit.shard import test_node_failover
 from tests.unit.shard.test_copy_folders import LIMITS, PARTITIONS, STORE_ID, folder_of, named
@@ -388,6 +388,15 @@ async def test_files_without_another_copy_by_any_map_are_refused_as_with_one_cop
     alone = msgspec.structs.replace(named(None), epoch=9)
     assert await folder.salvage("s1", alone) is None
     assert await folder.salvage("s1", None) is not None, "a record of its log has a map"
+
+
+async def test_a_map_that_only_the_log_of_another_copy_here_has_says_that_there_are_copies(tmp_path: Path) -> None:
+    """What a copy has is applied late, and the log of the damaged store may be released further."""
+    await a_store_with_copies(tmp_path)
+    in_header_of_file(tmp_path / "shard-s1")
+    found = salvage(tmp_path / "shard-s9.db", "s1", "s1", None, [tmp_path / "shard-s1.db"])
+    assert found is not None
+    assert found.store_id == STORE_ID
 
 
 @pytest.mark.parametrize("broken_off_at", range(12))
