@@ -4,8 +4,7 @@ It takes a primary's records into its own log, syncs them, and applies what is c
 Owns: one copy's log, engine and promise, and the order of what is done to them; the grant that it gave.
 Promises: nothing is acknowledged before it is durable in this copy's log; nothing is applied beyond the committed
 number; a promise is durable before it is answered. A copy whose file a snapshot is filling acknowledges nothing. Each
-page changes the file together with the note of how far the snapshot has come, so after a lost connection or a crash it
-goes on behind the last page that the file has, or begins again with an empty file.
+page changes the file together with how far the snapshot has come: after a lost connection or a crash it goes on there.
 Leaves to others: the rules (`session`, `lease`), the messages and their connections (shard), the primary (`store`).
 
     records ─> take: append to the log ─> sync ─> Ack           `copy_log` says where the sync runs
@@ -20,7 +19,7 @@ import asyncio
 import logging
 from collections.abc import Sequence, Set
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from kvstore import failpoints
 from kvstore.environment import Environment, to_its_end
@@ -97,6 +96,7 @@ class StoreCopy:
         self._heard_at = now
         self._is_promising = False  # for its own opening
         self._applying = asyncio.Lock()  # held by what changes the engine
+        self._writing = asyncio.Lock()  # held by what changes the identity; innermost
         self._learned = asyncio.Event()
         self._cleaned_floor = 0  # no tombstone up to that sequence is left in the file
         self._examined = engine if is_examined else None  # that was found to be whole
@@ -183,7 +183,7 @@ class StoreCopy:
         async with self._log.turn:
             said = session.on_hello(self._following, hello)
             if said == "promise":
-                await self._write(self._identity._replace(promised=hello.term))
+                await self._write(promised=hello.term)
                 said = "tell"
             if said == "deposed":
                 raise Deposed(self._following.promised)
@@ -207,7 +207,7 @@ class StoreCopy:
                 return False
             self._is_promising = True
             try:
-                await self._write(self._identity._replace(promised=term))
+                await self._write(promised=term)
             finally:
                 self._is_promising = False
             return True
@@ -242,7 +242,7 @@ class StoreCopy:
             if not session.begins(self._following, named, told, self.log.last):
                 return None
             if join.snapshot and resumes is None:
-                await self._write(self._identity._replace(filling=True))
+                await self._write(filling=True)
                 await self._log.change(lambda: self.log.restart(BEGINNING))
             elif resumes != self.snapshot or (self.is_filling and not self._goes_on_by(join)):
                 return None  # pages have come since, or records are of no use to a file that is not whole
@@ -484,17 +484,17 @@ class StoreCopy:
         if not self.is_filling or not self._filled_to:
             return
         if self.engine.applied.position.number >= self._filled_to <= await self.engine.checkpoint():
-            await self._write(self._identity._replace(filling=False))
+            await self._write(filling=False)
 
-    async def _write(self, identity: Identity) -> None:
-        """Make it durable, and the promise that is in it true, whatever becomes of the caller."""
-        await to_its_end(self._environment, self._write_now(identity))
+    async def _write(self, **changes: Any) -> None:
+        """Make them durable, and the promise that is among them true, whatever becomes of the caller."""
+        await to_its_end(self._environment, self._write_now(changes))
 
-    async def _write_now(self, identity: Identity) -> None:
-        place = self._place
-        write = partial(write_identity, place.disk, place.folder, place.store, identity)
-        with room_may_come():
-            if identity.filling != self._identity.filling or not failpoints.planted("promise-not-durable"):
-                await self._environment.in_thread(write)
-        self._identity = identity
-        self._following = session.promise(self._following, identity.promised)
+    async def _write_now(self, changes: dict[str, Any]) -> None:
+        async with self._writing:
+            place, identity = self._place, self._identity._replace(**changes)
+            write = partial(write_identity, place.disk, place.folder, place.store, identity)
+            with room_may_come():
+                if "filling" in changes or not failpoints.planted("promise-not-durable"):
+                    await self._environment.in_thread(write)
+            self._identity, self._following = identity, session.promise(self._following, identity.promised)

@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 from threading import Event
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 
@@ -15,7 +15,7 @@ from kvstore.environment import Environment
 from kvstore.replication import applying, session
 from kvstore.replication.copy import Deposed, StoreCopy, Told
 from kvstore.replication.files import Place, Times, make_copy, open_copy
-from kvstore.replication.promise import read_identity
+from kvstore.replication.promise import read_identity, write_identity
 from kvstore.replication.session import Join, Session
 from kvstore.storage.engine import Engine, FeedQuery, Identity
 from kvstore.storage.log import BEGINNING, Log
@@ -693,3 +693,31 @@ async def test_of_large_records_few_are_applied_at_once(monkeypatch: pytest.Monk
     await primary.ship(copy, committed=12)
     assert await copy.apply_some() == 4
     assert await copy.apply_some() == 4
+
+
+async def test_a_promise_made_while_the_file_is_noted_as_whole_is_durable(monkeypatch: pytest.MonkeyPatch) -> None:
+    node, primary = Node(), Primary()
+    copy = await _to_fill(node, primary)
+    named, of = primary.session(copy), primary.engine.applied
+    assert await copy.snapshot_begins(named, of)
+    for page in await _pages(primary, 6):
+        assert await copy.snapshot_page(named, of.position, page)
+    in_thread, reached, goes_on = node.machine.in_thread, asyncio.Event(), asyncio.Event()
+
+    async def slow(function: Callable[[], Any]) -> Any:
+        if getattr(function, "func", None) is write_identity and not reached.is_set():
+            reached.set()
+            await goes_on.wait()
+        return await in_thread(function)
+
+    monkeypatch.setattr(node.machine, "in_thread", slow)
+    ending = asyncio.ensure_future(copy.snapshot_ends(named, of.position, of.position.number))
+    await reached.wait()
+    greeting = asyncio.ensure_future(copy.hello(named._replace(term=7, start="second")))
+    await asyncio.wait((greeting,), timeout=0.1)  # it may be answered at once, or has to wait
+    goes_on.set()
+    assert await ending
+    assert await greeting is not None
+    assert read_identity(node.disk, FOLDER, STORE) == copy.identity
+    assert copy.identity.promised == copy.following.promised == 7
+    assert not copy.is_filling
