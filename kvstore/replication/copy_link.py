@@ -303,7 +303,7 @@ class CopyLink:
 
     @property
     def progress(self) -> tuple[int, int] | None:
-        """(rows sent, rows there are) of the snapshot that is under way; None without one."""
+        """(rows sent, rows there are) of the snapshot that this primary sends; None without one."""
         return (self._snapshot.progress.rows, self._snapshot.progress.total) if self._snapshot is not None else None
 
     async def compare(self, number: int, partitions: list[int]) -> Digest | None:

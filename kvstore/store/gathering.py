@@ -2,8 +2,8 @@
 
 Owns: how many operations are worth waiting for, and how long a record takes until it is on every disk; the wait.
 Promises: behind the answers of a batch the next one waits no longer than a multiple of what a record took lately, and
-never longer than `_WINDOW_S_MAX`. The wait ends as soon as as many operations are queued as were being worked on. A
-client that works alone is never waited for, nor does it wait.
+never longer than `_WINDOW_S_MAX`. The wait ends as soon as as many operations are queued as were being worked on; where
+some of them wait for rows from the file, it may end only with its time. A client that works alone never waits.
 Leaves to others: what is queued and decided (`pipeline`).
 
 A record costs its primary, its copy and the network between them much the same however few operations it carries.
