@@ -76,7 +76,7 @@ class FollowedMap:
         return "wait" if here is not None and here.state == "in-sync" else "rebuild"
 
     def is_in_sync(self, joined: int) -> bool:
-        """Whether the copy here is in sync since it joined the `joined`th time."""
+        """Whether the copy here is in sync under that joining number."""
         here = self.config.copy_on(self.node_id) if self.config is not None else None
         return here is not None and (here.state, here.joined) == ("in-sync", joined)
 
