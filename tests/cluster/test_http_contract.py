@@ -369,6 +369,7 @@ async def test_a_batch_takes_any_number_of_operations_under_any_content_type(api
     puts = await api.batch([{"op": "put", "key": key, "value": key * 20} for key in keys], Content_Type="text/plain")
     assert [result["key"] for result in puts] == keys
     gets = await api.batch([{"op": "get", "key": key} for key in keys])
+    assert [result for result in gets if "value" not in result] == []
     assert [result["value"] for result in gets] == [key * 20 for key in keys]
     assert [result["version"] for result in gets] == [result["version"] for result in puts]
 
