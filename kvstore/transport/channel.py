@@ -11,7 +11,8 @@ Promises:
   - Every operation gets exactly one outcome: its answer, or an error that says whether it may have been executed.
     Nothing is ever sent twice.
   - Operations and bytes under way are bounded; past the bound `TooManyRequests`, at once. What a read may bring counts,
-    too: a get for the mean of the values that gets brought lately, a page of values for the bytes that it may have.
+    too: a get for the mean of the values that gets brought lately (those with a `bytes_max` and those without have a
+    mean each), a page of values for the bytes that it may have.
   - A frame is bounded at both ends: one that is larger than any message can be is not read, and ends the connection.
   - A shard begins no request while its answers, of more than `channel_bytes_max`, wait for the router to take them.
   - A shard does not begin an operation whose connection has ended (`Connection.closed`).

@@ -97,8 +97,9 @@ class NodeLink:
         kind, limits, loop = type(request), self._limits, self._loop
         under_way = self.under_way
         sent = size = message_bytes(request)
+        is_bounded = isinstance(request, Get) and request.bytes_max > 0
         if kind is Get:
-            size = GET_BYTES + under_way.mean_value_bytes
+            size = GET_BYTES + (under_way.mean_bounded_bytes if is_bounded else under_way.mean_value_bytes)
         elif kind is Scan:
             size += page_bytes(request, limits)
         ops, bytes_after = under_way.ops, under_way.bytes + size
@@ -109,7 +110,7 @@ class NodeLink:
         self._next_id = request.id = op_id = self._next_id + 1
         future = loop.create_future()
         wait_s = limits.request_timeout_s if kind is not Acquire else _waits_s(request) + limits.request_timeout_s
-        ops[op_id] = Pending(future, kind in WRITES, size, loop.time() + wait_s, channel)
+        ops[op_id] = Pending(future, kind in WRITES, size, loop.time() + wait_s, channel, is_bounded)
         under_way.bytes = bytes_after
         if at_leisure:
             self._outbox.put_at_leisure(request, sent)

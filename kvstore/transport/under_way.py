@@ -31,25 +31,32 @@ class Addressee(Protocol):
 
 
 class Pending(msgspec.Struct, frozen=True):
-    """An operation that waits. `size`: what it counts for; `deadline_s`: by the clock of the event loop."""
+    """An operation that waits. `size`: what it counts for; `deadline_s`: by the clock of the event loop.
+
+    `is_bounded`: it is a get that brings no value above its `bytes_max`.
+    """
 
     future: asyncio.Future[Any]
     is_write: bool
     size: int
     deadline_s: float
     channel: Addressee
+    is_bounded: bool = False
 
 
 class UnderWay:
     """The operations under way to one node.
 
+    The means are of the values that gets brought lately: `mean_bounded_bytes` of gets with a `bytes_max`,
+    `mean_value_bytes` of the others. In one mean, each get of a small value would count for the large ones of before.
     The link adds to `ops` and `bytes` by itself: a call for each message would cost more than that.
     """
 
     def __init__(self) -> None:
         self.ops: dict[int, Pending] = {}
         self.bytes = 0
-        self.mean_value_bytes = 0  # of the values that gets brought lately
+        self.mean_value_bytes = 0
+        self.mean_bounded_bytes = 0
         self.sent_up_to = 0  # the last id that has left
 
     def count(self, channel: Addressee) -> int:
@@ -77,7 +84,10 @@ class UnderWay:
                 freed += waiting.size
                 waiting.channel.answered = True
                 if type(reply) is Answer and reply.value is not None:
-                    self.mean_value_bytes += (len(reply.value) - self.mean_value_bytes) >> _MEAN_SHIFT
+                    if waiting.is_bounded:
+                        self.mean_bounded_bytes += (len(reply.value) - self.mean_bounded_bytes) >> _MEAN_SHIFT
+                    else:
+                        self.mean_value_bytes += (len(reply.value) - self.mean_value_bytes) >> _MEAN_SHIFT
                 if not waiting.future.done():
                     waiting.future.set_result(reply)
         self.bytes -= freed

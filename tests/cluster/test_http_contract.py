@@ -374,6 +374,16 @@ async def test_a_batch_takes_any_number_of_operations_under_any_content_type(api
     assert [result["version"] for result in gets] == [result["version"] for result in puts]
 
 
+async def test_a_batch_of_small_values_is_done_whatever_large_ones_were_read_before(api: Api, prefix: str) -> None:
+    keys = [f"{prefix}{n}" for n in range(1000)]
+    await api.batch([{"op": "put", "key": key, "value": "x"} for key in keys])
+    await api.put(prefix + "large", b"x" * VALUE_BYTES_MAX)
+    for _ in range(20):
+        await api.call("GET", kv(prefix + "large"))
+    gets = await api.batch([{"op": "get", "key": key} for key in keys])
+    assert [result for result in gets if "value" not in result] == []
+
+
 async def test_a_large_answer_of_a_batch_reaches_a_client_that_speaks_http_1_0(
     cluster: Cluster, api: Api, prefix: str
 ) -> None:

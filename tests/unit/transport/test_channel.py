@@ -259,6 +259,25 @@ async def test_a_get_counts_for_what_gets_brought_lately(far: Any, connect: Any)
     assert channel.bytes_under_way == 0
 
 
+async def test_a_get_that_brings_small_values_only_does_not_count_for_large_ones_that_others_brought(
+    far: Any, connect: Any
+) -> None:
+    channel = await connect(channel_bytes_max=20_000)
+    for number in range(30):
+        future = channel.request(Get(0, "large"))
+        await until(lambda count=number + 1: len(far.requests) == count)
+        await far.send(Answer(far.requests[-1].id, 200, 1, bytes(6000)))
+        await future
+    small = [channel.request(Get(0, "small", 1000)) for _ in range(10)]
+    channel.request(Get(0, "large"))
+    await until(lambda: len(far.requests) == 41)
+    await far.send(*(Answer(request.id, 200, 1, bytes(800)) for request in far.requests[30:40]))
+    await asyncio.gather(*small)
+    before = channel.bytes_under_way
+    channel.request(Get(0, "small", 1000))
+    assert 400 < channel.bytes_under_way - before < 1000
+
+
 async def test_a_page_of_values_counts_for_the_largest_page(connect: Any) -> None:
     channel = await connect(channel_bytes_max=10_000, page_bytes_max=6000)
     channel.request(Scan(0, "", "", 100, True))
