@@ -5,7 +5,7 @@ Promises: pure: sizes and durations are arguments. A little is applied at a time
 is, as long as no more waits than a copy that takes over applies in a moment. Where more comes than is applied, pieces
 grow and pauses end: what waits is bounded. What a copy that joins gets in one go may wait longer, since its primary's
 clients, who are at work beside it, need no part of that.
-Leaves to others: applying (`copy`), how fast records come (`catching_up`), where they lie (`copy_log`).
+Leaves to others: applying (`copy_applier`), how fast records come (`catching_up`), where they lie (`copy_log`).
 
 A piece keeps a core busy, and the log's syncs of the node's other stores end the later. The processor gives each
 thread its turn of about three milliseconds, so a piece that takes less holds up nobody for long.

@@ -5,8 +5,8 @@ spare segment; for how long records gather before they are applied.
 Promises: as a primary's log (`kvstore.store.log_writer`): where the disk is quick the sync runs on the event loop's
 thread, where it is not in a thread, one sync for all that was appended before it. Nothing is appended while the log is
 cut or replaced.
-Leaves to others: which records follow (`session`), what is acknowledged (`copy`), the files (`storage.log`), how long
-the pauses are (`applying`).
+Leaves to others: which records follow (`session`), what is acknowledged (`copy_records`), the files (`storage.log`),
+how long the pauses are (`applying`).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from kvstore.storage.log import Log, NotNext
 from kvstore.storage.segments import HEADER_BYTES, Entry
 from kvstore.storage.sync_pace import SyncPace, timed_sync
 
+ROOM_RETRY_S = 0.5  # after which a full disk is tried again
 _DELAYS_MAX = 20  # so long records gather while many come
 _MANY_RECORDS = 10  # within one delay
 _INLINE_BYTES_MAX = 1 << 16  # synced on the loop's thread; more takes longer, and others wait for that thread

@@ -4,7 +4,7 @@ Owns: the order in which a copy's messages are answered.
 Promises: records are appended in the order in which they came. Where they can be synced on this thread they are
 acknowledged before the next message is looked at: no task, no queue. Else one sync covers all that came during the one
 before, and a beacon is answered at once beside it. With the loss of the connection nothing more is taken from it.
-Leaves to others: what a message does (`copy`), sockets (shard).
+Leaves to others: what a message does (the parts of `copy`), sockets (shard).
 """
 
 from __future__ import annotations
@@ -19,11 +19,10 @@ from typing import Any
 from kvstore import failpoints
 from kvstore.environment import Environment
 from kvstore.errors import DataCorrupt, KvError
-from kvstore.replication import copy as copies
-from kvstore.replication import messages
+from kvstore.replication import copy_greeting, messages
 from kvstore.replication.chain import some_entries
 from kvstore.replication.copy import StoreCopy
-from kvstore.replication.session import Session, is_current
+from kvstore.replication.session import Session
 from kvstore.replication.wire import Wire, WireLost
 from kvstore.storage.engine import Applied, CopiedRow
 from kvstore.storage.log import Released
@@ -54,8 +53,8 @@ async def serve_copy(wire: Wire, copy_of: CopyOf, environment: Environment) -> N
 async def _greeted(wire: Wire, session: Session, copy_of: CopyOf) -> StoreCopy | None:
     copy = copy_of(session)
     try:
-        told = await copy.hello(session) if copy is not None else None
-    except copies.Deposed as deposed:
+        told = await copy.greeting.hello(session) if copy is not None else None
+    except copy_greeting.Deposed as deposed:
         await wire.send(messages.Deposed(deposed.promised))
         return None
     if told is None:
@@ -96,28 +95,27 @@ class _Serving:
     async def _listen(self) -> None:
         while True:
             message = await self._wire.receive()
-            if isinstance(message, messages.Records) and self._is_free and self._copy.takes_at_once(message.entries):
-                taken = self._copy.records_now(self._session, message.entries, message.committed)
+            if isinstance(message, messages.Records) and self._takes_at_once(message.entries):
+                taken = self._copy.records.take_now(self._session, message.entries, message.committed)
                 await self._acknowledge(taken)
             elif isinstance(message, messages.Beacon):
-                number = self._copy.committed(self._session, message.committed)
+                number = self._copy.records.committed(self._session, message.committed)
                 is_deposed = number is None and not failpoints.planted("grant-after-promise")
                 if is_deposed or (number or 0) > self._acknowledged:  # deposed, or a snapshot became good
                     await self._acknowledge(number)
-                if self._copy.beacon(self._session):
+                if self._copy.lease.beacon(self._session):
                     await self._wire.send(messages.Granted(message.number))
             elif isinstance(message, messages.Returned):
-                self._copy.returned(self._session)
+                self._copy.lease.returned(self._session)
             elif len(self._queue) >= _QUEUED_MAX:
                 raise WireLost("too many messages at once")
             else:
                 self._queue.append(message)
                 self._came.set()
 
-    @property
-    def _is_free(self) -> bool:
-        """Nothing that came before is still to be done."""
-        return not self._queue and not self._is_working
+    def _takes_at_once(self, entries: list[Entry]) -> bool:
+        """Nothing that came before is still to be done, and the log takes these on this thread."""
+        return not self._queue and not self._is_working and self._copy.own_log.takes_at_once(entries)
 
     async def _work(self) -> None:
         while True:
@@ -137,7 +135,7 @@ class _Serving:
         for _ in came:
             self._queue.popleft()
         entries = [entry for each in came for entry in each.entries]
-        await self._acknowledge(await self._copy.records(self._session, entries, came[-1].committed))
+        await self._acknowledge(await self._copy.records.take(self._session, entries, came[-1].committed))
 
     async def _acknowledge(self, number: int | None, *, ends: bool = False) -> None:
         """None: the session has ended, or a snapshot is not good yet. Raises WireLost if it has, or if `ends`."""
@@ -154,23 +152,23 @@ class _Serving:
         copy, session = self._copy, self._session
         match message:
             case messages.Probe():
-                await self._wire.send(messages.Checksums(await copy.checksums(message.numbers)))
+                await self._wire.send(messages.Checksums(await copy.greeting.checksums(message.numbers)))
             case messages.Begin():
-                begun = await copy.begin(session, message.told, message.join, message.resumes)
+                begun = await copy.greeting.begin(session, message.told, message.join, message.resumes)
                 await self._acknowledge(begun, ends=True)
             case messages.SnapshotBegins():
                 of = Applied(message.at, message.clock, message.cluster_map, message.freezes, message.drops)
-                await self._wire.send(messages.Taken(await copy.snapshot_begins(session, of)))
+                await self._wire.send(messages.Taken(await copy.filling.begins(session, of)))
             case messages.SnapshotPage():
                 rows = [_row(copied) for copied in message.rows]
-                taken = await copy.snapshot_page(session, message.at, rows, message.progress)
+                taken = await copy.filling.page(session, message.at, rows, message.progress)
                 await self._wire.send(messages.Taken(taken))
             case messages.SnapshotEnds():
-                taken = await copy.snapshot_ends(session, message.at, message.highest)
+                taken = await copy.filling.ends(session, message.at, message.highest)
                 await self._wire.send(messages.Taken(taken))
             case messages.Compare():
                 self._comparing = self._environment.spawn(self._compare(message))  # records do not wait for it
-            case messages.Differs() if is_current(copy.following, session):
+            case messages.Differs() if copy.notes.is_current(session):
                 raise DataCorrupt(
                     f"Partition {message.partition} was not what it is at the primary, as of record {message.number}, "
                     "though both verify."
@@ -184,7 +182,7 @@ class _Serving:
         """What goes wrong is met again, and told of, by those who apply to the file and verify it."""
         digest = None
         with suppress(KvError, OSError):
-            digest = await self._copy.digest_at(self._session, asked.number, frozenset(asked.partitions))
+            digest = await self._copy.applier.digest_at(self._session, asked.number, frozenset(asked.partitions))
         with suppress(WireLost):
             await self._wire.send(messages.Compared(asked.asked, digest))
 

@@ -71,14 +71,14 @@ async def until_damaged(copy: StoreCopy, environment: Environment, limits: Limit
     Not while its primary is silent: the copy may be all that there is, and most of it can be read.
     """
     while True:
-        engine = copy.engine
-        verification = Verification(environment, limits, engine, engine.identity.partitions, copy.is_examined)
+        engine, is_examined = copy.engine, copy.own_engine.is_examined
+        verification = Verification(environment, limits, engine, engine.identity.partitions, is_examined)
         work = environment.spawn(verification.run())
         try:
             while copy.engine is engine:  # a snapshot begins with another one
                 if verification.is_examined:
-                    copy.note_examined()
-                if verification.damage and copy.silent_s < limits.failover_after_s:
+                    copy.own_engine.note_examined()
+                if verification.damage and copy.lease.silent_s < limits.failover_after_s:
                     raise DataCorrupt(verification.damage)
                 await environment.sleep(_LOOK_S)
         finally:

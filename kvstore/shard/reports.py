@@ -25,7 +25,7 @@ def report_of(local: LocalStore, followed: FollowedMap, is_opening: bool) -> Cop
 
 def _of_copy(copy: StoreCopy, followed: FollowedMap, is_opening: bool) -> CopyReport:
     end, config = copy.log.synced, followed.config
-    may_open = copy.may_open(config, followed.node_id) if config is not None else "no"
+    may_open = copy.opening.may_open(config, followed.node_id) if config is not None else "no"
     return CopyReport(
         shard=followed.shard_id,
         store_id=copy.identity.store_id,
@@ -35,8 +35,8 @@ def _of_copy(copy: StoreCopy, followed: FollowedMap, is_opening: bool) -> CopyRe
         term=end.term,
         number=end.number,
         needs_term=may_open == "stale" and not is_opening,
-        silent_s=copy.silent_s,
-        examined=copy.is_examined,
+        silent_s=copy.lease.silent_s,
+        examined=copy.own_engine.is_examined,
     )
 
 

@@ -184,7 +184,7 @@ class Resident:
             await to_its_end(self._around.environment, self._become_copy())
 
     async def _be_copy(self, files: CopyFiles) -> None:
-        work = asyncio.ensure_future(files.copy.run())
+        work = asyncio.ensure_future(files.copy.applier.run())
         try:
             verifying = until_damaged(files.copy, self._around.environment, self._around.limits)
             await until_one_ends(self._until_named(files.copy), _forward(work), verifying)
@@ -215,7 +215,7 @@ class Resident:
             if (harm := self.sessions.take_harm()) is not None:
                 raise harm
             config = self._followed.config
-            may_open = copy.may_open(config, self._around.node_id) if config is not None else "no"
+            may_open = copy.opening.may_open(config, self._around.node_id) if config is not None else "no"
             if may_open == "yes":
                 return
             if (may_open == "stale") != was_stale:
@@ -239,7 +239,7 @@ class Resident:
                 return
             self.local.hands_over = True
             await self.sessions.end()
-            identity = await files.copy.hand_over()
+            identity = await files.copy.applier.hand_over()
             if identity.promised != config.term or self._opening.config is None:
                 return
             opens, floor = self._followed.newest, self._opening.clock_floor

@@ -61,7 +61,7 @@ class TermOpening:
     def requests(self) -> list[Request]:
         """What the controller is asked for now."""
         now = self._opening
-        if now is None or not self._copy.is_examined:
+        if now is None or not self._copy.own_engine.is_examined:
             return []
         return [opening.request_out(now, copy) for copy in opening.asked(now) if copy.copy_id in self._late]
 
@@ -72,11 +72,11 @@ class TermOpening:
         """
         assert self._opening is not None
         term, began_s = self._opening.config.term, self._environment.boottime_s()
-        if not await self._copy.promise(term):
+        if not await self._copy.opening.promise(term):
             return False
         if self._opening is None:
             return False
-        self._opening = self._opening._replace(own=await self._copy.position())
+        self._opening = self._opening._replace(own=await self._copy.opening.position())
         asking: dict[str, asyncio.Task[None]] = {}
         try:
             while (now := self._opening) is not None and self._copy.following.promised == term:
@@ -109,7 +109,7 @@ class TermOpening:
 
     async def _examine(self) -> None:
         try:
-            await self._copy.examine()
+            await self._copy.own_engine.examine()
         finally:
             self._changed.set()
             self._on_news()
@@ -178,7 +178,7 @@ class TermOpening:
         except (Refused, WireLost, TimeoutError):
             entries = []
         if entries:
-            position = await self._copy.extend(entries)
+            position = await self._copy.opening.extend(entries)
             if self._opening is not None:
                 self._opening = opening.fetched(self._opening, position)
             return

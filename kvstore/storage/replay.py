@@ -3,7 +3,8 @@
 Owns: bringing an engine up to a record.
 Promises: afterwards the engine is as if each record had been applied when it was made. A crash in between leaves it at
 some record before the last one, from which it goes on.
-Leaves to others: which records those are (`log`), and whether they are visible (`kvstore.store`, `replication.copy`).
+Leaves to others: which records those are (`log`), and whether they are visible (`kvstore.store`,
+`kvstore.replication`).
 """
 
 from __future__ import annotations

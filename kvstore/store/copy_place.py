@@ -69,7 +69,7 @@ class CopyFiles(NamedTuple):
     def as_opened(self, identity: Identity, clock_floor: int = 0) -> Opened:
         """For a store, which has them from now on; the engine has every record that the log has."""
         copy, copy_file = self.copy, CopyFile(self.path, identity, self.disk)
-        return Opened(copy.engine, copy.log, self.lock_fd, copy.is_examined, copy_file, clock_floor)
+        return Opened(copy.engine, copy.log, self.lock_fd, copy.own_engine.is_examined, copy_file, clock_floor)
 
 
 async def make_copy_files(

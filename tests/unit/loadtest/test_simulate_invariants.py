@@ -154,7 +154,7 @@ def test_a_promise_never_falls(settled: Settled) -> None:
 
 def test_a_copy_follows_the_term_that_it_has_promised(settled: Settled, monkeypatch: pytest.MonkeyPatch) -> None:
     following = settled.copy.following
-    monkeypatch.setattr(settled.copy, "_following", following._replace(promised=following.promised + 1))
+    monkeypatch.setattr(settled.copy.notes, "following", following._replace(promised=following.promised + 1))
     with pytest.raises(Violation, match="follows term"):
         settled.invariants.copies.check(settled.shard.id, settled.copy)
 
@@ -202,7 +202,7 @@ def test_no_primary_may_answer_while_a_copy_opens_a_higher_term(
     opening = SimpleNamespace(config=sender.shipping.config._replace(term=next_term))
     monkeypatch.setattr(guest, "_opening", opening)
     settled.invariants.primaries.check(settled.shard.id, settled.store)  # not as long as it is not promised
-    monkeypatch.setattr(settled.copy, "_following", settled.copy.following._replace(promised=next_term))
+    monkeypatch.setattr(settled.copy.notes, "following", settled.copy.following._replace(promised=next_term))
     with pytest.raises(Violation, match=rf"may be answered in term \d+ while {node} opens term {next_term}"):
         settled.invariants.primaries.check(settled.shard.id, settled.store)
 

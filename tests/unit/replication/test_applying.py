@@ -131,7 +131,7 @@ async def test_what_a_copy_gets_while_more_is_committed_than_it_has_is_applied_l
         for number in range(12):
             await primary.put(f"key-{number}", bytes(3000))
         await primary.ship(copy, committed)
-        pieces.append([await copy.apply_some() for _ in range(3)])
+        pieces.append([await copy.applier.apply_some() for _ in range(3)])
     catching_up, falling_behind = pieces
     assert catching_up == [1, 1, 1]
     assert falling_behind[0] == 12, "so much waits that it goes into one piece"
@@ -148,5 +148,5 @@ async def test_what_waited_when_the_process_ended_counts_when_it_starts_again(mo
     await primary.ship(copy)
     copy = await node.restart()
     assert await primary.join(copy) == 12
-    copy.committed(primary.session(copy), 12)
-    assert await copy.apply_some() == 12, "so much waits that it goes into one piece"
+    copy.records.committed(primary.session(copy), 12)
+    assert await copy.applier.apply_some() == 12, "so much waits that it goes into one piece"

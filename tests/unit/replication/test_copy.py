@@ -13,7 +13,8 @@ import pytest
 
 from kvstore.environment import Environment
 from kvstore.replication import applying, session
-from kvstore.replication.copy import Deposed, StoreCopy, Told
+from kvstore.replication.copy import StoreCopy
+from kvstore.replication.copy_greeting import Deposed, Told
 from kvstore.replication.files import Place, Times, make_copy, open_copy
 from kvstore.replication.promise import read_identity, write_identity
 from kvstore.replication.session import Join, Session
@@ -111,7 +112,7 @@ class Primary:
         while not comparison.done:
             numbers = session.probes(comparison, 3)
             ours = {number: self._checksum(number) for number in numbers}
-            comparison = session.compared(comparison, ours, await copy.checksums(numbers))
+            comparison = session.compared(comparison, ours, await copy.greeting.checksums(numbers))
         return comparison.agreed
 
     def _checksum(self, number: int) -> int:
@@ -119,7 +120,7 @@ class Primary:
 
     async def greet(self, copy: StoreCopy, *, first_kept: int = 1) -> tuple[Told, Join]:
         self.round += 1
-        told = await copy.hello(self.session(copy))
+        told = await copy.greeting.hello(self.session(copy))
         assert told is not None
         common = None if told.filling else await self.common(copy, told)
         return told, session.how_to_join(
@@ -128,11 +129,11 @@ class Primary:
 
     async def join(self, copy: StoreCopy) -> int | None:
         told, join = await self.greet(copy)
-        return await copy.begin(self.session(copy), told.position, join)
+        return await copy.greeting.begin(self.session(copy), told.position, join)
 
     async def ship(self, copy: StoreCopy, committed: int = 0) -> int | None:
         behind = [entry for entry in self.entries if entry.number > copy.log.last.number]
-        return await copy.records(self.session(copy), behind, committed)
+        return await copy.records.take(self.session(copy), behind, committed)
 
 
 def rows_of(engine: Engine) -> dict[str, tuple[bytes | None, int]]:
@@ -147,8 +148,8 @@ async def test_what_is_acknowledged_is_durable_and_only_what_is_committed_is_app
         await primary.put(f"key-{number}", b"value")
     assert await primary.join(copy) == 0
     assert await primary.ship(copy, committed=3) == 5
-    assert await copy.apply_some() == 3
-    assert await copy.apply_some() == 0
+    assert await copy.applier.apply_some() == 3
+    assert await copy.applier.apply_some() == 0
     assert set(rows_of(copy.engine)) == {"key-0", "key-1", "key-2"}
     again = await node.restart()
     assert again.log.last.number == 5
@@ -163,14 +164,14 @@ async def test_a_record_is_applied_once_it_is_on_the_copys_own_disk_whatever_is_
     assert await primary.join(copy) == 0
     assert await primary.ship(copy, committed=0) == 2
     copy.log.extend(await primary.put("c", b"1"))  # its sync is under way
-    copy.committed(primary.session(copy), 3)
-    while await copy.apply_some():
+    copy.records.committed(primary.session(copy), 3)
+    while await copy.applier.apply_some():
         pass
     assert set(rows_of(copy.engine)) == {"a", "b"}
     again = await node.restart()
     assert again.log.last.number == 2
     again.log.extend(primary.entries[2])
-    await again.hand_over()
+    await again.applier.hand_over()
     assert again.log.synced.number == 3
     assert set(rows_of(again.engine)) == {"a", "b", "c"}
 
@@ -187,7 +188,7 @@ async def test_rows_that_are_gone_for_good_leave_the_copys_file_too() -> None:
         await primary.append(record)
     assert await primary.join(copy) == 0
     assert await primary.ship(copy, committed=1) == 3
-    applying = asyncio.create_task(copy.run())
+    applying = asyncio.create_task(copy.applier.run())
     for committed, left in ((1, 3), (2, 1), (3, 0)):
         await primary.ship(copy, committed)
         async with asyncio.timeout(10):
@@ -205,7 +206,7 @@ async def test_a_tail_that_differs_is_cut_off_before_records_follow() -> None:
         await first.put(key, b"1")
     await first.join(copy)
     assert await first.ship(copy, committed=2) == 3
-    await copy.apply_some()
+    await copy.applier.apply_some()
     second = Primary(term=2, start="second")
     for entry in first.entries[:2]:
         second.log.extend(entry)
@@ -213,7 +214,7 @@ async def test_a_tail_that_differs_is_cut_off_before_records_follow() -> None:
     await second.put("kept", b"2")
     assert await second.join(copy) == 2
     assert await second.ship(copy, committed=3) == 3
-    await copy.apply_some()
+    await copy.applier.apply_some()
     assert rows_of(copy.engine) == rows_of(second.engine)
     assert "lost" not in rows_of(copy.engine)
 
@@ -222,12 +223,12 @@ async def test_before_a_session_begins_and_in_another_one_nothing_is_taken() -> 
     node, primary = Node(), Primary()
     copy = await node.make()
     entry = await primary.put("a", b"1")
-    assert await copy.records(primary.session(copy), [entry], 1) is None
+    assert await copy.records.take(primary.session(copy), [entry], 1) is None
     await primary.join(copy)
     for other in ({"term": 2}, {"start": "x"}, {"copy_id": "x"}, {"joined": 9}, {"round": 9}):
         named = primary.session(copy)._replace(**other)  # type: ignore[arg-type]
-        assert await copy.records(named, [entry], 1) is None
-        assert copy.beacon(named) is False
+        assert await copy.records.take(named, [entry], 1) is None
+        assert copy.lease.beacon(named) is False
     assert copy.log.last == BEGINNING
     assert await primary.ship(copy, committed=1) == 1
 
@@ -241,14 +242,14 @@ async def test_a_promise_is_durable_before_the_hello_is_answered() -> None:
         await Primary(term=6).greet(again)
     assert error.value.promised == 7
     node.machine.now_s += 2.0  # until what it may have granted has run out
-    assert await again.promise(8)
-    assert not await again.promise(8)
+    assert await again.opening.promise(8)
+    assert not await again.opening.promise(8)
     assert (await node.restart()).following.promised == 8
 
 
 async def test_a_hello_to_another_copy_is_not_answered() -> None:
     copy = await Node().make()
-    assert await copy.hello(Session(STORE_ID, 9, "first", "another", 1)) is None
+    assert await copy.greeting.hello(Session(STORE_ID, 9, "first", "another", 1)) is None
     assert copy.following.promised == 0
 
 
@@ -267,20 +268,20 @@ async def test_a_copy_that_does_not_sync_for_too_long_answers_no_beacon() -> Non
     node, primary = Node(), Primary()
     copy = await node.make()
     await primary.join(copy)
-    assert copy.beacon(primary.session(copy))
+    assert copy.lease.beacon(primary.session(copy))
     await primary.put("a", b"1")
     node.machine.gate = asyncio.Event()
     shipping = asyncio.create_task(primary.ship(copy))
-    while copy.log.last.number == 0 or copy._log.sync_since is None:
+    while copy.log.last.number == 0 or copy.own_log.sync_since is None:
         await asyncio.sleep(0)
-    assert copy.committed(primary.session(copy), 0) == 0, "what is not synced is not acknowledged"
+    assert copy.records.committed(primary.session(copy), 0) == 0, "what is not synced is not acknowledged"
     node.machine.now_s += 1.9
-    assert copy.beacon(primary.session(copy))
+    assert copy.lease.beacon(primary.session(copy))
     node.machine.now_s += 0.2
-    assert not copy.beacon(primary.session(copy))
+    assert not copy.lease.beacon(primary.session(copy))
     node.machine.gate.set()
     assert await shipping == 1
-    assert copy.beacon(primary.session(copy))
+    assert copy.lease.beacon(primary.session(copy))
 
 
 async def test_where_the_disk_is_quick_a_record_is_durable_when_the_call_returns() -> None:
@@ -288,10 +289,10 @@ async def test_where_the_disk_is_quick_a_record_is_durable_when_the_call_returns
     copy = await make_copy(node.place, STORE_ID, node.machine, TIMES._replace(sync_inline_ms_max=1e6))
     await primary.join(copy)
     entries = [await primary.put(key, b"1") for key in ("a", "b")]
-    assert copy.takes_at_once(entries)
-    assert copy.records_now(primary.session(copy), entries, 1) == 2
-    assert copy.records_now(primary.session(copy)._replace(round=9), [await primary.put("c", b"1")], 3) is None
-    assert await copy.apply_some() == 1, "of another session nothing is learned"
+    assert copy.own_log.takes_at_once(entries)
+    assert copy.records.take_now(primary.session(copy), entries, 1) == 2
+    assert copy.records.take_now(primary.session(copy)._replace(round=9), [await primary.put("c", b"1")], 3) is None
+    assert await copy.applier.apply_some() == 1, "of another session nothing is learned"
     assert (await node.restart()).log.last.number == 2
 
 
@@ -300,12 +301,12 @@ async def test_nothing_is_taken_at_once_while_the_log_is_in_use_elsewhere_or_lac
     copy = await make_copy(node.place, STORE_ID, node.machine, TIMES._replace(sync_inline_ms_max=1e6))
     await primary.join(copy)
     entry = await primary.put("a", b"1")
-    async with copy._log.turn:
-        assert not copy.takes_at_once([entry])
-    assert not copy.takes_at_once([entry._replace(payload=bytes(copy.log.room(frees=True)))] * 2)
-    assert copy.takes_at_once([entry])
+    async with copy.own_log.turn:
+        assert not copy.own_log.takes_at_once([entry])
+    assert not copy.own_log.takes_at_once([entry._replace(payload=bytes(copy.log.room(frees=True)))] * 2)
+    assert copy.own_log.takes_at_once([entry])
     slow = await Node().make()
-    assert not slow.takes_at_once([entry]), "its disk is synced in a thread"
+    assert not slow.own_log.takes_at_once([entry]), "its disk is synced in a thread"
 
 
 async def test_a_copy_makes_its_next_segment_ahead_of_need() -> None:
@@ -315,7 +316,7 @@ async def test_a_copy_makes_its_next_segment_ahead_of_need() -> None:
     await primary.put("a", b"1")
     await primary.ship(copy, committed=1)
     assert copy.log.wants_segment
-    work = asyncio.create_task(copy.run())
+    work = asyncio.create_task(copy.applier.run())
     while copy.log.wants_segment:
         await asyncio.sleep(0)
     work.cancel()
@@ -350,11 +351,11 @@ async def test_a_connection_that_is_lost_while_the_log_is_cut_leaves_the_log_to_
     second.entries.append(first.entries[0])
     told, join = await second.greet(copy)
     machine.let_go.clear()
-    beginning = asyncio.ensure_future(copy.begin(second.session(copy), told.position, join))
+    beginning = asyncio.ensure_future(copy.greeting.begin(second.session(copy), told.position, join))
     await asyncio.sleep(0.01)
     beginning.cancel()
     second.round += 1
-    greeting = asyncio.ensure_future(copy.hello(second.session(copy)))
+    greeting = asyncio.ensure_future(copy.greeting.hello(second.session(copy)))
     await asyncio.sleep(0.01)
     assert not greeting.done()
     machine.let_go.set()
@@ -380,7 +381,7 @@ async def test_a_connection_that_is_lost_during_a_sync_does_not_stop_the_answers
         await asyncio.sleep(0.01)
     await primary.join(copy)
     machine.now_s += 10 * TIMES.disk_stall_s
-    assert copy.beacon(primary.session(copy))
+    assert copy.lease.beacon(primary.session(copy))
 
 
 async def test_a_promise_whose_connection_is_lost_is_kept_all_the_same() -> None:
@@ -389,13 +390,13 @@ async def test_a_promise_whose_connection_is_lost_is_kept_all_the_same() -> None
     node.machine = machine = Threads()
     copy = await node.make()
     machine.let_go.clear()
-    greeting = asyncio.ensure_future(copy.hello(primary.session(copy)))
+    greeting = asyncio.ensure_future(copy.greeting.hello(primary.session(copy)))
     await asyncio.sleep(0.01)
     greeting.cancel()
     machine.let_go.set()
     await asyncio.wait((greeting,))
     assert greeting.cancelled()
-    assert not await copy.promise(6)
+    assert not await copy.opening.promise(6)
     kept = read_identity(node.disk, FOLDER, STORE)
     assert kept is not None
     assert kept.promised == copy.following.promised == 7
@@ -405,28 +406,28 @@ async def test_a_copy_that_granted_takes_no_promotion_until_that_has_run_out() -
     node, primary = Node(), Primary()
     copy = await node.make()
     await primary.join(copy)
-    assert copy.may_be_promoted()
-    assert copy.beacon(primary.session(copy))
-    assert not copy.may_be_promoted()
+    assert copy.lease.may_be_promoted()
+    assert copy.lease.beacon(primary.session(copy))
+    assert not copy.lease.may_be_promoted()
     node.machine.now_s += 1.0
-    assert not copy.may_be_promoted()
+    assert not copy.lease.may_be_promoted()
     again = await node.restart()
     node.machine.now_s += 1.0
-    assert not again.may_be_promoted()
+    assert not again.lease.may_be_promoted()
     node.machine.now_s += 0.1
-    assert again.may_be_promoted()
-    assert again.silent_s == pytest.approx(1.1)
+    assert again.lease.may_be_promoted()
+    assert again.lease.silent_s == pytest.approx(1.1)
 
 
 async def test_a_copy_promises_nothing_to_itself_once_it_has_granted_after_it_was_asked() -> None:
     node, primary = Node(), Primary()
     copy = await node.make()
     await primary.join(copy)
-    assert copy.may_be_promoted()
-    assert copy.beacon(primary.session(copy))
-    assert not await copy.promise(8)
+    assert copy.lease.may_be_promoted()
+    assert copy.lease.beacon(primary.session(copy))
+    assert not await copy.opening.promise(8)
     node.machine.now_s += 2.0
-    assert await copy.promise(8)
+    assert await copy.opening.promise(8)
 
 
 async def test_a_copy_grants_nothing_while_a_promise_to_itself_is_written() -> None:
@@ -436,10 +437,10 @@ async def test_a_copy_grants_nothing_while_a_promise_to_itself_is_written() -> N
     copy = await node.make()
     await primary.join(copy)
     machine.let_go.clear()
-    promising = asyncio.ensure_future(copy.promise(8))
+    promising = asyncio.ensure_future(copy.opening.promise(8))
     await asyncio.sleep(0.01)
     assert copy.following.promised < 8
-    assert not copy.beacon(primary.session(copy))
+    assert not copy.lease.beacon(primary.session(copy))
     machine.let_go.set()
     assert await promising
 
@@ -458,10 +459,10 @@ async def test_records_that_come_while_the_log_is_cut_are_not_appended() -> None
     told, join = await second.greet(copy)
     late = await first.put("c", b"1")
     node.machine.gate = asyncio.Event()
-    begins = asyncio.create_task(copy.begin(second.session(copy), told.position, join))
-    while not copy._log.is_changing:
+    begins = asyncio.create_task(copy.greeting.begin(second.session(copy), told.position, join))
+    while not copy.own_log.is_changing:
         await asyncio.sleep(0)
-    shipped = asyncio.create_task(copy.records(first.session(copy), [late], 0))
+    shipped = asyncio.create_task(copy.records.take(first.session(copy), [late], 0))
     for _ in range(5):
         await asyncio.sleep(0)
     assert copy.log.last.number == 2
@@ -490,7 +491,7 @@ async def test_after_a_power_cut_at_any_call_a_copy_has_what_it_acknowledged_and
                     await primary.put(f"key-{chance.randint(0, 9)}", chance.randbytes(chance.randint(1, 400)))
                 committed = chance.randint(0, primary.log.last.number)
                 acknowledged = await primary.ship(copy, min(committed, acknowledged)) or acknowledged
-                await copy.apply_some()
+                await copy.applier.apply_some()
         except PowerCut:
             pass
         copy = await node.restart(fates[chance.randint(0, 2)], chance.randint(0, 9))
@@ -501,7 +502,7 @@ async def test_after_a_power_cut_at_any_call_a_copy_has_what_it_acknowledged_and
     assert await primary.join(copy) is not None
     last = primary.log.last.number
     assert await primary.ship(copy, last) == last
-    while await copy.apply_some():
+    while await copy.applier.apply_some():
         pass
     assert rows_of(copy.engine) == rows_of(primary.engine)
 
@@ -528,7 +529,7 @@ async def _to_fill(node: Node, primary: Primary) -> StoreCopy:
         await primary.put(f"key-{number}", b"old")
     told, join = await primary.greet(copy, first_kept=21)
     assert join == Join(0, snapshot=True)
-    assert await copy.begin(primary.session(copy), told.position, join) == 0
+    assert await copy.greeting.begin(primary.session(copy), told.position, join) == 0
     return copy
 
 
@@ -536,23 +537,23 @@ async def test_a_snapshot_with_the_records_behind_it_makes_an_equal_file_while_t
     node, primary = Node(), Primary()
     copy = await _to_fill(node, primary)
     named, of = primary.session(copy), primary.engine.applied
-    assert await copy.snapshot_begins(named, of)
+    assert await copy.filling.begins(named, of)
     for at, page in enumerate(await _pages(primary, 6)):
         await primary.put(f"key-{at}", b"new")
         await primary.put(f"more-{at}", b"new")
-        assert await copy.snapshot_page(named, of.position, page)
+        assert await copy.filling.page(named, of.position, page)
         assert await primary.ship(copy, committed=primary.log.last.number) == 0, "nothing counts before it is whole"
-        assert await copy.apply_some() == 0
+        assert await copy.applier.apply_some() == 0
     highest = primary.log.last.number
     await primary.put("last", b"new")
-    assert await copy.snapshot_ends(named, of.position, highest)
+    assert await copy.filling.ends(named, of.position, highest)
     await primary.ship(copy, committed=highest)
     assert copy.is_filling
-    while await copy.apply_some():
+    while await copy.applier.apply_some():
         pass
     assert not copy.is_filling
-    assert copy.committed(named, highest + 1) == highest + 1
-    while await copy.apply_some():
+    assert copy.records.committed(named, highest + 1) == highest + 1
+    while await copy.applier.apply_some():
         pass
     assert rows_of(copy.engine) == rows_of(primary.engine)
     again = await node.restart()
@@ -568,13 +569,13 @@ async def test_after_a_power_cut_within_a_snapshot_it_goes_on_or_begins_again_wi
         named, of = primary.session(copy), primary.engine.applied
         node.disk.power_cut_at = node.disk.calls + at
         try:
-            assert await copy.snapshot_begins(named, of)
+            assert await copy.filling.begins(named, of)
             for page in await _pages(primary, 6):
-                assert await copy.snapshot_page(named, of.position, page)
+                assert await copy.filling.page(named, of.position, page)
             await primary.put("more", b"new")
             await primary.ship(copy, committed=21)
-            assert await copy.snapshot_ends(named, of.position, 21)
-            await copy.apply_some()
+            assert await copy.filling.ends(named, of.position, 21)
+            await copy.applier.apply_some()
         except PowerCut:
             pass
         again = await node.restart(keep_all if at % 2 else lose_all)
@@ -593,24 +594,24 @@ async def test_records_are_taken_again_where_the_power_took_only_what_the_file_h
     node, primary = Node(), Primary()
     copy = await _to_fill(node, primary)
     named, of = primary.session(copy), primary.engine.applied
-    assert await copy.snapshot_begins(named, of)
+    assert await copy.filling.begins(named, of)
     for page in await _pages(primary, 6):
-        assert await copy.snapshot_page(named, of.position, page)
+        assert await copy.filling.page(named, of.position, page)
     for at in range(3):
         await primary.put(f"key-{at}", b"new")
-    assert await copy.snapshot_ends(named, of.position, 23)
+    assert await copy.filling.ends(named, of.position, 23)
     await primary.ship(copy)
     again = await node.restart(kept=len(node.engine._history) - 2)
     assert again.log.last.number == 23
-    assert again.snapshot is not None
-    assert not again.snapshot.filled_to, "its end was in the file only"
+    assert again.filling.snapshot is not None
+    assert not again.filling.snapshot.filled_to, "its end was in the file only"
     told, _ = await primary.greet(again)
     named = primary.session(again)
-    assert await again.begin(named, told.position, Join(20, snapshot=True), told.snapshot) == 0
+    assert await again.greeting.begin(named, told.position, Join(20, snapshot=True), told.snapshot) == 0
     await primary.put("last", b"new")
-    assert await again.snapshot_ends(named, of.position, 24)
-    await again.records(named, primary.entries[20:], committed=24)
-    while await again.apply_some():
+    assert await again.filling.ends(named, of.position, 24)
+    await again.records.take(named, primary.entries[20:], committed=24)
+    while await again.applier.apply_some():
         pass
     assert not again.is_filling
     assert rows_of(again.engine) == rows_of(primary.engine)
@@ -621,13 +622,13 @@ async def test_pages_and_ends_of_another_snapshot_or_session_are_thrown_away() -
     copy = await _to_fill(node, primary)
     named, of = primary.session(copy), primary.engine.applied
     other = named._replace(round=99)
-    assert not await copy.snapshot_begins(other, of)
-    assert not await copy.snapshot_page(named, of.position, [])
-    assert await copy.snapshot_begins(named, of)
-    assert not await copy.snapshot_begins(named, of), "a snapshot that is not ahead of the log is not taken"
-    assert not await copy.snapshot_page(other, of.position, [])
-    assert not await copy.snapshot_page(named, of.position._replace(number=3), [])
-    assert not await copy.snapshot_ends(other, of.position, 20)
+    assert not await copy.filling.begins(other, of)
+    assert not await copy.filling.page(named, of.position, [])
+    assert await copy.filling.begins(named, of)
+    assert not await copy.filling.begins(named, of), "a snapshot that is not ahead of the log is not taken"
+    assert not await copy.filling.page(other, of.position, [])
+    assert not await copy.filling.page(named, of.position._replace(number=3), [])
+    assert not await copy.filling.ends(other, of.position, 20)
     assert copy.is_filling
 
 
@@ -636,7 +637,7 @@ async def test_a_copy_that_is_whole_takes_no_snapshot() -> None:
     copy = await node.make()
     await primary.put("a", b"1")
     await primary.join(copy)
-    assert not await copy.snapshot_begins(primary.session(copy), primary.engine.applied)
+    assert not await copy.filling.begins(primary.session(copy), primary.engine.applied)
     assert await primary.ship(copy, committed=1) == 1
 
 
@@ -665,8 +666,8 @@ async def test_while_many_records_come_a_copy_gathers_them_and_then_applies_all_
     node.machine = delays = Delays()
     copy = await node.make()
     assert await primary.join(copy) == 0
-    running = asyncio.create_task(copy.run())
-    copy.committed(primary.session(copy), 0)  # there is something to learn
+    running = asyncio.create_task(copy.applier.run())
+    copy.records.committed(primary.session(copy), 0)  # there is something to learn
     await asyncio.wait_for(delays.asleep.wait(), 60)
     for _ in range(5):
         for number in range(20):
@@ -691,17 +692,17 @@ async def test_of_large_records_few_are_applied_at_once(monkeypatch: pytest.Monk
     for number in range(12):
         await primary.put(f"key-{number}", bytes(3000))
     await primary.ship(copy, committed=12)
-    assert await copy.apply_some() == 4
-    assert await copy.apply_some() == 4
+    assert await copy.applier.apply_some() == 4
+    assert await copy.applier.apply_some() == 4
 
 
 async def test_a_promise_made_while_the_file_is_noted_as_whole_is_durable(monkeypatch: pytest.MonkeyPatch) -> None:
     node, primary = Node(), Primary()
     copy = await _to_fill(node, primary)
     named, of = primary.session(copy), primary.engine.applied
-    assert await copy.snapshot_begins(named, of)
+    assert await copy.filling.begins(named, of)
     for page in await _pages(primary, 6):
-        assert await copy.snapshot_page(named, of.position, page)
+        assert await copy.filling.page(named, of.position, page)
     in_thread, reached, goes_on = node.machine.in_thread, asyncio.Event(), asyncio.Event()
 
     async def slow(function: Callable[[], Any]) -> Any:
@@ -711,9 +712,9 @@ async def test_a_promise_made_while_the_file_is_noted_as_whole_is_durable(monkey
         return await in_thread(function)
 
     monkeypatch.setattr(node.machine, "in_thread", slow)
-    ending = asyncio.ensure_future(copy.snapshot_ends(named, of.position, of.position.number))
+    ending = asyncio.ensure_future(copy.filling.ends(named, of.position, of.position.number))
     await reached.wait()
-    greeting = asyncio.ensure_future(copy.hello(named._replace(term=7, start="second")))
+    greeting = asyncio.ensure_future(copy.greeting.hello(named._replace(term=7, start="second")))
     await asyncio.wait((greeting,), timeout=0.1)  # it may be answered at once, or has to wait
     goes_on.set()
     assert await ending

@@ -42,7 +42,7 @@ async def test_a_copy_goes_on_to_apply_when_its_file_takes_rows_again() -> None:
     node = Node()
     copy = await _with_one_record(node, committed=1)
     full = FullFile(node, 3)
-    work = asyncio.create_task(copy.run())
+    work = asyncio.create_task(copy.applier.run())
     async with asyncio.timeout(30):
         while "a" not in rows_of(copy.engine) and not work.done():
             await asyncio.sleep(0)
@@ -56,7 +56,7 @@ async def test_a_copy_is_handed_over_when_its_file_takes_rows_again() -> None:
     node = Node()
     copy = await _with_one_record(node, committed=0)
     full = FullFile(node, 3)
-    await copy.hand_over()
+    await copy.applier.hand_over()
     assert "a" in rows_of(copy.engine)
     assert full.left == 0
 
@@ -77,18 +77,18 @@ async def test_a_snapshot_that_finds_no_room_to_begin_is_taken_from_its_beginnin
         FullFile(node, 1)
         return engine
 
-    copy._place = node.place._replace(renew=full)
+    copy.own_engine._renew = full
     with pytest.raises((TryLater, OSError)):
-        await copy.snapshot_begins(primary.session(copy), primary.engine.applied)
+        await copy.filling.begins(primary.session(copy), primary.engine.applied)
     assert copy.is_filling
-    copy._place = node.place
+    copy.own_engine._renew = renew
     told, join = await primary.greet(copy, first_kept=21)
     assert join == Join(0, snapshot=True)
-    assert await copy.begin(primary.session(copy), told.position, join) == 0
+    assert await copy.greeting.begin(primary.session(copy), told.position, join) == 0
     named, of = primary.session(copy), primary.engine.applied
-    assert await copy.snapshot_begins(named, of)
+    assert await copy.filling.begins(named, of)
     for page in await _pages(primary, 6):
-        assert await copy.snapshot_page(named, of.position, page)
-    assert await copy.snapshot_ends(named, of.position, of.position.number)
+        assert await copy.filling.page(named, of.position, page)
+    assert await copy.filling.ends(named, of.position, of.position.number)
     assert not copy.is_filling
     assert rows_of(copy.engine) == rows_of(primary.engine)

@@ -14,6 +14,7 @@ from kvstore.environment import Environment
 from kvstore.replication import messages, serving, shipping
 from kvstore.replication.configuration import Configuration, Primary, Replica
 from kvstore.replication.copy import StoreCopy
+from kvstore.replication.copy_greeting import CopyGreeting
 from kvstore.replication.copy_link import Surroundings
 from kvstore.replication.files import make_copy
 from kvstore.replication.places import Times
@@ -173,7 +174,9 @@ class Cluster:
                 self._note_news,
             ),
         )
-        works = [asyncio.create_task(work) for work in (self.sender.run(), *(c.run() for c in self.copies.values()))]
+        works = [
+            asyncio.create_task(work) for work in (self.sender.run(), *(c.applier.run() for c in self.copies.values()))
+        ]
         try:
             yield self
         finally:
@@ -308,11 +311,11 @@ async def test_of_a_copy_whose_log_is_the_beginning_of_the_primarys_one_checksum
 ) -> None:
     """Each record further back would have to be read from the disk, and a new term is not open before."""
     asked: list[list[int]] = []
-    checksums = StoreCopy.checksums
+    checksums = CopyGreeting.checksums
 
-    async def noted(copy: StoreCopy, numbers: Sequence[int]) -> dict[int, int]:
+    async def noted(greeting: CopyGreeting, numbers: Sequence[int]) -> dict[int, int]:
         asked.append(list(numbers))
-        return await checksums(copy, numbers)
+        return await checksums(greeting, numbers)
 
     async with Cluster("n2").running() as cluster:
         await cluster.in_sync("n2")
@@ -320,7 +323,7 @@ async def test_of_a_copy_whose_log_is_the_beginning_of_the_primarys_one_checksum
             cluster.put(f"key-{number}")
         await until(lambda: cluster.sender.shipping.committed == cluster.log.last.number)
         last = cluster.log.last.number
-        monkeypatch.setattr(StoreCopy, "checksums", noted)
+        monkeypatch.setattr(CopyGreeting, "checksums", noted)
         await cluster.cut("n2")
         await until(lambda: bool(asked))
         cluster.put("more")
@@ -427,7 +430,7 @@ async def test_a_copy_that_has_promised_a_higher_term_ends_the_primarys() -> Non
         await until(cluster.sender.may_answer)
         named = cluster.copies["n2"].following.session
         assert named is not None
-        await cluster.copies["n2"].hello(named._replace(term=7, start="another"))
+        await cluster.copies["n2"].greeting.hello(named._replace(term=7, start="another"))
         await until(lambda: cluster.sender.shipping.deposed)
         assert not cluster.sender.may_answer()
         number = cluster.put("a")
@@ -456,11 +459,11 @@ async def test_once_the_lease_is_given_back_nothing_is_answered_and_the_copy_may
     async with Cluster("n2").running() as cluster:
         await cluster.in_sync("n2")
         await until(cluster.sender.may_answer)
-        assert not cluster.copies["n2"].may_be_promoted()
+        assert not cluster.copies["n2"].lease.may_be_promoted()
         cluster.sender.give_back()
         assert not cluster.sender.serves
         assert not cluster.sender.may_answer()
-        await until(cluster.copies["n2"].may_be_promoted)
+        await until(cluster.copies["n2"].lease.may_be_promoted)
 
 
 async def test_a_primary_that_gave_its_lease_back_asks_for_none_any_more() -> None:
@@ -560,6 +563,6 @@ async def test_a_record_that_does_not_match_its_checksum_or_its_predecessor_is_n
     copy = await make_copy(node.place, STORE_ID, Inline(), TIMES)
     for wrong in (entries[1]._replace(payload=entries[2].payload), entries[1]._replace(previous=7)):
         with pytest.raises(NotNext):
-            await copy.extend([entries[0], wrong, *entries[2:]] if copy.log.last.number == 0 else [wrong])
+            await copy.opening.extend([entries[0], wrong, *entries[2:]] if copy.log.last.number == 0 else [wrong])
         assert copy.log.last.number == 1
-    assert (await copy.extend(entries[1:])).number == entries[-1].number
+    assert (await copy.opening.extend(entries[1:])).number == entries[-1].number

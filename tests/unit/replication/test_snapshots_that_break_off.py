@@ -90,7 +90,7 @@ class Moving(Cluster):
         identity = read_identity(node.disk, FOLDER, STORE)
         assert identity is not None
         self.copies["n2"] = copy = await open_copy(node.place, identity, self.environment, self._times)
-        self._works.append(asyncio.create_task(copy.run()))
+        self._works.append(asyncio.create_task(copy.applier.run()))
 
     async def become_another_primary(self, chance: random.Random) -> None:
         """A copy that has all takes over; its file has the same rows in other places."""
@@ -144,7 +144,7 @@ class Moving(Cluster):
 
     def _has_all_pages(self) -> bool:
         copy = self.copies["n2"]
-        known = copy.snapshot if copy.is_filling else copy.engine.applied.snapshot
+        known = copy.filling.snapshot if copy.is_filling else copy.engine.applied.snapshot
         return known is not None and known.filled_to > 0
 
     async def filled(self) -> None:
@@ -176,7 +176,7 @@ async def test_a_snapshot_whose_connection_is_lost_goes_on_with_the_first_partit
         await cluster.to_fill()
         for _ in range(3):
             await cluster.pages(10)
-            await until(lambda: (found := cluster.copies["n2"].snapshot) is not None and found.rows > 0)
+            await until(lambda: (found := cluster.copies["n2"].filling.snapshot) is not None and found.rows > 0)
             await cluster.cut("n2")
         await cluster.filled()
         assert cluster.values() == cluster.rows
@@ -207,9 +207,9 @@ async def test_a_copy_whose_process_ends_goes_on_with_the_pages_that_its_file_ha
     async with Moving().running() as cluster:
         await cluster.to_fill()
         await cluster.pages(20)
-        await until(lambda: (found := cluster.copies["n2"].snapshot) is not None and found.partitions > 20)
+        await until(lambda: (found := cluster.copies["n2"].filling.snapshot) is not None and found.partitions > 20)
         await cluster.restart_copy(fate, kept=8)
-        found = cluster.copies["n2"].snapshot
+        found = cluster.copies["n2"].filling.snapshot
         assert found is not None
         assert found.partitions > 3
         await cluster.filled()
@@ -223,7 +223,7 @@ async def test_a_snapshot_goes_on_from_another_primary_that_has_all_which_was_se
     async with Moving().running() as cluster:
         await cluster.to_fill()
         await cluster.pages(20)
-        await until(lambda: (found := cluster.copies["n2"].snapshot) is not None and found.partitions > 10)
+        await until(lambda: (found := cluster.copies["n2"].filling.snapshot) is not None and found.partitions > 10)
         for key in range(0, 300, 7):
             cluster.write(key, b"second")
         await cluster.apply()
@@ -243,16 +243,16 @@ async def test_another_primary_sends_all_records_that_make_a_snapshot_good_thoug
         for key in range(300):
             cluster.write(key, b"second" * 150)
         await cluster.apply()
-        ends = cluster.copies["n2"].snapshot_ends
+        ends = cluster.copies["n2"].filling.ends
 
         async def ends_and_is_cut(named: Session, at: Position, highest: int) -> bool:
             cluster.is_down.add("n2")
             await cluster.cut("n2")
             return await ends(named, at, highest)
 
-        monkeypatch.setattr(cluster.copies["n2"], "snapshot_ends", ends_and_is_cut)
+        monkeypatch.setattr(cluster.copies["n2"].filling, "ends", ends_and_is_cut)
         await cluster.pages(1000)
-        found = cluster.copies["n2"].snapshot
+        found = cluster.copies["n2"].filling.snapshot
         assert found is not None
         assert found.filled_to - cluster.copies["n2"].log.last.number == 300
         await cluster.become_another_primary(random.Random(1))

@@ -20,7 +20,7 @@ from kvstore.environment import SYSTEM
 from kvstore.errors import ForeignData, is_damage
 from kvstore.placement.cluster_map import ClusterMap, Node, Primary, Replica, Shard, at_home, first_map
 from kvstore.replication.beats import Drop, Make
-from kvstore.replication.copy import StoreCopy
+from kvstore.replication.copy_applier import CopyApplier
 from kvstore.replication.messages import Foreign, Hello, Told
 from kvstore.replication.promise import Identity, read_identity, write_identity
 from kvstore.replication.session import Session
@@ -402,20 +402,20 @@ async def test_a_guest_whose_shard_has_left_is_a_copy_again_also_if_another_stor
 async def test_a_session_that_comes_while_a_copy_becomes_a_store_reaches_neither(tmp_path: Path) -> None:
     """It could cut the log, or promise, behind the back of the store that is about to have the files."""
     answers: list[Any] = []
-    hand_over = StoreCopy.hand_over
+    hand_over = CopyApplier.hand_over
 
     async with resident_copy(tmp_path) as resident:
         copy_id = resident.local.copy_id
 
-        async def beset(copy: StoreCopy) -> Identity:
+        async def beset(applier: CopyApplier) -> Identity:
             came = Came(Hello(Session(STORE_ID, 99, "other", copy_id, 1)))
             await resident.sessions.serve_here(came)
             answers.extend(came.sent)
-            return await hand_over(copy)
+            return await hand_over(applier)
 
         found = promoted(copy_id)
         with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(StoreCopy, "hand_over", beset)
+            patched.setattr(CopyApplier, "hand_over", beset)
             running = asyncio.create_task(resident.run())
             resident.hear(found)
             await until(running, lambda: is_served(resident))
@@ -487,10 +487,10 @@ async def test_a_primary_whose_term_ends_goes_on_as_a_copy_with_its_open_files_a
         assert copy is not None
         assert copy.log is store.tables.log
         assert copy.engine is store.tables.engine
-        assert copy.is_examined
+        assert copy.own_engine.is_examined
         assert (copy.identity.promised, copy.identity.copy_id) == (9, copy_id)
         assert read_identity(OsDisk(), tmp_path, "shard-s1.copy-n2") == copy.identity
-        assert copy.may_be_promoted(), "it has granted nothing since it was promoted"
+        assert copy.lease.may_be_promoted(), "it has granted nothing since it was promoted"
 
 
 async def test_a_session_of_the_next_primary_is_kept_until_the_map_that_names_it_has_come(tmp_path: Path) -> None:

@@ -350,7 +350,7 @@ async def test_damage_to_a_row_of_a_copy_counts_only_while_its_primary_is_heard(
         connection.commit()
     files = await folder_of(tmp_path, "s1").open("s1", PARTITIONS, untold)
     assert isinstance(files, CopyFiles)
-    files.copy._heard_at -= 1000
+    files.copy.lease.heard_at -= 1000
     verifying = asyncio.create_task(until_damaged(files.copy, SYSTEM, LIMITS))
     await asyncio.wait([verifying], timeout=1.5)
     assert not verifying.done()
@@ -365,10 +365,10 @@ async def test_a_copy_that_has_nothing_to_apply_is_examined_before_it_has_to_ope
     await a_store_with_copies(tmp_path)
     files = await folder_of(tmp_path, "s1").open("s1", PARTITIONS, untold)
     assert isinstance(files, CopyFiles)
-    assert not files.copy.is_examined
+    assert not files.copy.own_engine.is_examined
     verifying = asyncio.create_task(until_damaged(files.copy, SYSTEM, LIMITS))
     async with asyncio.timeout(PATIENCE_S):
-        while not files.copy.is_examined:
+        while not files.copy.own_engine.is_examined:
             await asyncio.sleep(0.01)
     verifying.cancel()
     await asyncio.gather(verifying, return_exceptions=True)
@@ -377,7 +377,7 @@ async def test_a_copy_that_has_nothing_to_apply_is_examined_before_it_has_to_ope
 
 async def _heard_again_and_again(copy: StoreCopy) -> None:
     while True:
-        copy._heard_at = SYSTEM.boottime_s()
+        copy.lease.hear()
         await asyncio.sleep(0.01)
 
 

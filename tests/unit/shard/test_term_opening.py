@@ -94,7 +94,7 @@ class Nodes:
             files.copy.log.append(CommitRecord(Clock(number, number), [row]).encode(), 1)
         files.copy.log.sync()
         if promised:
-            await files.copy.promise(promised)
+            await files.copy.opening.promise(promised)
         return files.copy
 
     async def damage_own_file(self) -> None:
@@ -231,7 +231,7 @@ async def test_a_copy_that_answers_late_is_asked_to_be_out_no_more(tmp_path: Pat
 @pytest.mark.parametrize("promised", [TERM, TERM + 1])
 async def test_a_term_that_is_not_above_the_own_promise_is_not_opened(tmp_path: Path, promised: int) -> None:
     async with three(tmp_path, 3, 3, 3) as nodes:
-        await nodes.files["n1"].copy.promise(promised)
+        await nodes.files["n1"].copy.opening.promise(promised)
         assert not await nodes.opening(nodes.config("n2", "n3")).run()
         assert nodes.asked == []
 
@@ -267,13 +267,13 @@ async def test_an_opening_ends_when_its_own_copy_promises_a_higher_term(tmp_path
         running = asyncio.create_task(opening.run())
         await until(lambda: "n2" in nodes.asked)
         copy = nodes.files["n1"].copy
-        assert await copy.hello(Session(STORE_ID, TERM + 1, "other", copy.identity.copy_id, 2)) is not None
+        assert await copy.greeting.hello(Session(STORE_ID, TERM + 1, "other", copy.identity.copy_id, 2)) is not None
         assert not await asyncio.wait_for(running, 60)
 
 
 async def test_a_copy_that_has_promised_a_higher_term_is_not_counted(tmp_path: Path) -> None:
     async with three(tmp_path, 3, 3, 3) as nodes:
-        await nodes.files["n3"].copy.promise(TERM + 5)
+        await nodes.files["n3"].copy.opening.promise(TERM + 5)
         opening = nodes.opening(nodes.config("n2", "n3"))
         running = asyncio.create_task(opening.run())
         await until(opening.requests)

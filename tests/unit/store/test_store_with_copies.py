@@ -106,7 +106,7 @@ class Primary:
         place = Place(SimulatedDisk(), FOLDER, f"shard-s1.copy-{node}", empty, empty, 1 << 20)
         copy = await make_copy(place, identity.store_id, Inline(), TIMES)
         self.copies[node] = copy
-        self._tasks.append(asyncio.create_task(copy.run()))
+        self._tasks.append(asyncio.create_task(copy.applier.run()))
         return copy
 
     def replica(self, node: str, state: Any, joined: int) -> Replica:
@@ -541,7 +541,7 @@ async def test_a_lease_is_given_back_once_the_copy_has_all_and_then_nothing_is_a
         await until(lambda: one.store.durable > number)
         await asyncio.sleep(0.02)
         assert not step.done(), "not even what every copy has"
-        await until(copy.may_be_promoted)
+        await until(copy.lease.may_be_promoted)
         await one.store.close()
         one.is_closed = True
         with pytest.raises(OutcomeUnknown):
