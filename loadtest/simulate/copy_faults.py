@@ -1,5 +1,6 @@
 """Faults that only a cluster with copies has.
-A primary that is deposed and does not know, a snapshot that another one begins again, a node that stays dead.
+A primary that is deposed and does not know, a snapshot that another one begins again, pages that come late, a node that
+stays dead.
 
 Owns: what happens in which order, watched for in the cluster, so that rules of copies are needed by it.
 Promises: each ends by itself, and leaves no link cut.
@@ -9,6 +10,8 @@ Leaves to others: when they come (`cluster_faults`), what must hold (`invariants
                 as that one has promised its term it is reached again, but the controller later; or both at once
     interrupt   a page of a snapshot is held up on its way until another primary sends its own snapshot to that copy, or
                 has sent all of it
+    come late   a page of a snapshot is lost on its way, and its primary begins again; the kernel of the one that has
+                ended sends the page again when its pause is over, to a copy that has gone on with the next snapshot
     die         a node is away for longer than `down_out_s`: it is given up, and comes back
     put back    a primary and its copy end at once; the copy comes back first, with its files of some time ago
 """
@@ -34,6 +37,8 @@ _FILLING_S = 5.0
 _BEATS_S = 0.6  # in which a node of a simulated cluster beats more than once
 _FILLED_S = 4.0  # then the second one is whole, mostly
 _PAGE_S = 0.03  # what a page of the second snapshot takes
+_UNDER_WAY_S = 0.1  # in which a page is sent, mostly
+_SENT_AGAIN_S = (1.4, 3.0, 6.2)  # after the first loss: TCP begins with 0.2 s, and doubles each pause
 
 
 async def depose(cluster: Cluster, rng: random.Random) -> None:
@@ -71,7 +76,7 @@ async def depose(cluster: Cluster, rng: random.Random) -> None:
 async def interrupt(cluster: Cluster, rng: random.Random) -> None:
     """The snapshot that begins next where another copy can take over.
     That one serves for a while before it sends its own, so that the page held up is of an older state."""
-    found = await _until(lambda: _filling(cluster), _FILLING_S)
+    found = await _until(lambda: _filling(cluster, with_heir=True), _FILLING_S)
     if not found:
         return
     shard, node, before = found
@@ -91,6 +96,24 @@ async def interrupt(cluster: Cluster, rng: random.Random) -> None:
     for link in slowed:
         cluster.network.slow.pop(link, None)
     cluster.network.heal_links(others, rng.choice((0.0, 0.5, 1.0)))
+
+
+async def come_late(cluster: Cluster, rng: random.Random) -> None:
+    """The pages of a snapshot that is under way. Other connections by the same link are not late."""
+    found = await _until(lambda: _filling(cluster, with_heir=False), _FILLING_S)
+    if not found:
+        return
+    shard, node, _ = found
+    primary = cluster.nodes.get(shard.primary.node)
+    process = primary.process if primary is not None else None
+    if process is None:
+        return
+    network = cluster.network
+    late = network.make_late(process.name, node)
+    await asyncio.sleep(rng.uniform(0.0, _UNDER_WAY_S))
+    process.kill()
+    await asyncio.sleep(rng.choice(_SENT_AGAIN_S))
+    network.end_lateness(late)
 
 
 async def die(cluster: Cluster, rng: random.Random) -> None:
@@ -157,12 +180,12 @@ def _is_opened_elsewhere(cluster: Cluster, shard: Shard) -> bool:
     return any(copy is not None and copy.following.promised > shard.term for copy in copies)
 
 
-def _filling(cluster: Cluster) -> tuple[Shard, str, Engine] | None:
-    """A shard with a copy that gets a snapshot, its node and file; another copy can take over."""
+def _filling(cluster: Cluster, *, with_heir: bool) -> tuple[Shard, str, Engine] | None:
+    """A shard with a copy that gets a snapshot, its node and file. `with_heir`: another copy can take over."""
     for shard in cluster.view.shards:
         for replica in shard.replicas:
             copy = cluster.view.copy(replica.node, shard.id)
-            if copy is not None and in_sync(shard) and _fills(cluster, shard.id, replica.node):
+            if copy is not None and (in_sync(shard) or not with_heir) and _fills(cluster, shard.id, replica.node):
                 return shard, replica.node, copy.engine
     return None
 

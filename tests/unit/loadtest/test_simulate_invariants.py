@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -120,8 +121,25 @@ def test_what_is_committed_is_on_the_disk_of_each_copy_in_sync(
 ) -> None:
     log = settled.copy.log
     monkeypatch.setattr(log, "synced", log.synced._replace(number=log.synced.number - 1))
-    with pytest.raises(Violation, match="committed records on its disk"):
+    with pytest.raises(Violation, match=r"in-sync, .* committed records on its disk"):
         settled.invariants.primaries.check(settled.shard.id, settled.store)
+
+
+@pytest.mark.parametrize("lacks", [0, 1])
+def test_what_is_committed_is_on_the_disk_of_each_copy_that_is_asked_for_as_in_sync(
+    settled: Settled, monkeypatch: pytest.MonkeyPatch, lacks: int
+) -> None:
+    sender, log, replica = settled.store.tables.sender, settled.copy.log, settled.shard.replicas[0]
+    assert sender is not None
+    joining = tuple(link._replace(in_sync=False) for link in sender.shipping.links)
+    shard = msgspec.structs.replace(settled.shard, replicas=[msgspec.structs.replace(replica, state="joining")])
+    monkeypatch.setattr(sender, "shipping", sender.shipping._replace(links=joining))
+    monkeypatch.setattr(settled.cluster.view, "shard", lambda _: shard)
+    monkeypatch.setattr(log, "synced", log.synced._replace(number=sender.shipping.committed - lacks))
+    invariants = settled.invariants
+    invariants.primaries._shipping[settled.store.copy_id] = sender.shipping._replace(links=())
+    with pytest.raises(Violation, match=r"joining, .* asked for as in sync") if lacks else nullcontext():
+        invariants.primaries.check(settled.shard.id, settled.store)
 
 
 def test_rows_are_disputed_by_no_copy(settled: Settled, monkeypatch: pytest.MonkeyPatch) -> None:
