@@ -16,6 +16,7 @@ from typing import NamedTuple
 from loadtest.simulate import changes, copy_faults, disk_faults, network_faults, process_faults
 from loadtest.simulate.cluster import Cluster
 from loadtest.simulate.environment import SYNC_S
+from loadtest.simulate.network import lost_by_none
 from loadtest.simulate.node import NodeServer
 
 Act = Callable[[Cluster, random.Random], Awaitable[None]]
@@ -134,6 +135,7 @@ class Nemesis:
         cluster.network.slow.clear()
         cluster.network.doubles = False
         cluster.network.heal_links(list(cluster.network.cut), 0.5)
+        cluster.network.loses = lost_by_none
         cluster.network.end_lateness(list(cluster.network.late))
         for server in cluster.servers:
             server.disk.capacity = None

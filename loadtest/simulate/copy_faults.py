@@ -21,12 +21,15 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
+
+import msgspec
 
 from kvstore.placement.cluster_map import Shard
+from kvstore.replication.messages import SnapshotPage, decode_from_primary
 from kvstore.storage.engine import Engine
 from loadtest.simulate.cluster import Cluster
-from loadtest.simulate.network import both_ways
+from loadtest.simulate.network import End, both_ways, lost_by_none
 from loadtest.simulate.view import good_copies, in_sync
 
 T = TypeVar("T")
@@ -37,8 +40,10 @@ _FILLING_S = 5.0
 _BEATS_S = 0.6  # in which a node of a simulated cluster beats more than once
 _FILLED_S = 4.0  # then the second one is whole, mostly
 _PAGE_S = 0.03  # what a page of the second snapshot takes
-_UNDER_WAY_S = 0.1  # in which a page is sent, mostly
-_SENT_AGAIN_S = (1.4, 3.0, 6.2)  # after the first loss: TCP begins with 0.2 s, and doubles each pause
+_ANY_PAGE_S = 12.0
+_PASSED_MAX = 8  # pages before the one that is lost
+_LOST_S = 0.3
+_SENT_AGAIN_S = (1.4, 3.0)  # after the loss: TCP's first pause is 0.2 s, and each is twice the one before
 
 
 async def depose(cluster: Cluster, rng: random.Random) -> None:
@@ -76,7 +81,7 @@ async def depose(cluster: Cluster, rng: random.Random) -> None:
 async def interrupt(cluster: Cluster, rng: random.Random) -> None:
     """The snapshot that begins next where another copy can take over.
     That one serves for a while before it sends its own, so that the page held up is of an older state."""
-    found = await _until(lambda: _filling(cluster, with_heir=True), _FILLING_S)
+    found = await _until(lambda: _filling(cluster), _FILLING_S)
     if not found:
         return
     shard, node, before = found
@@ -99,21 +104,37 @@ async def interrupt(cluster: Cluster, rng: random.Random) -> None:
 
 
 async def come_late(cluster: Cluster, rng: random.Random) -> None:
-    """The pages of a snapshot that is under way. Other connections by the same link are not late."""
-    found = await _until(lambda: _filling(cluster, with_heir=False), _FILLING_S)
-    if not found:
-        return
-    shard, node, _ = found
-    primary = cluster.nodes.get(shard.primary.node)
-    process = primary.process if primary is not None else None
-    if process is None:
-        return
-    network = cluster.network
-    late = network.make_late(process.name, node)
-    await asyncio.sleep(rng.uniform(0.0, _UNDER_WAY_S))
-    process.kill()
-    await asyncio.sleep(rng.choice(_SENT_AGAIN_S))
-    network.end_lateness(late)
+    """One of the next pages of any snapshot. What goes by other connections is not late."""
+    network, passed = cluster.network, rng.randrange(_PASSED_MAX)
+    late: list[End] = []
+
+    def is_lost(end: End, message: Any) -> bool:
+        nonlocal passed
+        passed -= (is_page := not late and _is_page(message))
+        if is_page and passed < 0:
+            late.append(end)
+        return is_page and passed < 0
+
+    network.loses = is_lost
+    await _until(lambda: late, _ANY_PAGE_S)
+    if network.loses is is_lost:
+        network.loses = lost_by_none
+    for end in late:
+        assert end.owner is not None
+        again_s, lost_s = rng.choice(_SENT_AGAIN_S), rng.uniform(0.0, _LOST_S)
+        await asyncio.sleep(lost_s)
+        end.owner.kill()
+        cluster.loop.note(f"{end.owner.name} is killed, and a page that it has sent to {end.peer.host} is late")
+        await asyncio.sleep(again_s - lost_s)
+        network.end_lateness([end])
+        cluster.loop.note(f"the page comes to {end.peer.host}")
+
+
+def _is_page(message: Any) -> bool:
+    try:
+        return isinstance(message, bytes) and isinstance(decode_from_primary(message), SnapshotPage)
+    except msgspec.DecodeError:
+        return False
 
 
 async def die(cluster: Cluster, rng: random.Random) -> None:
@@ -180,12 +201,12 @@ def _is_opened_elsewhere(cluster: Cluster, shard: Shard) -> bool:
     return any(copy is not None and copy.following.promised > shard.term for copy in copies)
 
 
-def _filling(cluster: Cluster, *, with_heir: bool) -> tuple[Shard, str, Engine] | None:
-    """A shard with a copy that gets a snapshot, its node and file. `with_heir`: another copy can take over."""
+def _filling(cluster: Cluster) -> tuple[Shard, str, Engine] | None:
+    """A shard with a copy that gets a snapshot, its node and file; another copy can take over."""
     for shard in cluster.view.shards:
         for replica in shard.replicas:
             copy = cluster.view.copy(replica.node, shard.id)
-            if copy is not None and (in_sync(shard) or not with_heir) and _fills(cluster, shard.id, replica.node):
+            if copy is not None and in_sync(shard) and _fills(cluster, shard.id, replica.node):
                 return shard, replica.node, copy.engine
     return None
 

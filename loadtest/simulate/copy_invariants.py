@@ -7,15 +7,31 @@ Leaves to others: whose event it was (`cluster`), what holds of each store by it
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from kvstore.placement.cluster_map import Replica, Shard
 from kvstore.replication import shipping as rules
 from kvstore.replication.copy import StoreCopy
+from kvstore.replication.session import Session
 from kvstore.replication.shipping import Shipping
+from kvstore.storage.engine import Engine
 from kvstore.storage.segments import Position
 from kvstore.store.store import Store
+from loadtest.simulate.engine import SimulatedEngine
 from loadtest.simulate.held_rows import differences, held
 from loadtest.simulate.store_invariants import Violation
 from loadtest.simulate.view import View
+
+
+class _Seen(NamedTuple):
+    """A copy, and where its file was."""
+
+    copy: StoreCopy
+    engine: Engine
+    session: Session | None
+    position: Position
+    applications: int
+    is_filling: bool
 
 
 class CopyInvariants:
@@ -23,7 +39,7 @@ class CopyInvariants:
 
     def __init__(self, view: View) -> None:
         self._view = view
-        self._files: dict[str, tuple[object, object, Position]] = {}  # its file, the session, the record
+        self._files: dict[str, _Seen] = {}
         self._filling: dict[str, None] = {}  # those that get a snapshot
         self._followed: dict[str, object] = {}  # when it was looked at last
         self._promised: dict[str, int] = {}
@@ -47,15 +63,22 @@ class CopyInvariants:
             raise Violation(f"copy {copy_id} of {shard_id} follows term {following.session.term}, promised {promised}")
 
     def _check_file(self, shard_id: str, copy: StoreCopy) -> None:
-        """In one session, the file of a copy goes from record to record, and never back."""
-        copy_id, now = copy.identity.copy_id, (copy.engine, copy.following.session, copy.engine.applied.position)
-        before = self._files.get(copy_id)
-        self._files[copy_id] = now
-        if before is None or now[1] is None or before[0] is not now[0] or before[1] is not now[1]:
+        """In one session, the file of a copy goes from record to record, and never back.
+        Once it is whole, nothing but records changes it."""
+        engine, copy_id = copy.engine, copy.identity.copy_id
+        assert isinstance(engine, SimulatedEngine)
+        session, position = copy.following.session, engine.applied.position
+        now = _Seen(copy, engine, session, position, engine.applications, copy.is_filling)
+        before, self._files[copy_id] = self._files.get(copy_id), now
+        if before is None or before.engine is not engine:
             return
-        if now[2].number < before[2].number:
+        is_whole = before.copy is copy and not before.is_filling and not now.is_filling
+        if is_whole and now.applications != before.applications and position == before.position:
+            raise Violation(f"rows of copy {copy_id} of {shard_id} were changed by no record behind {position.number}")
+        if session is not None and before.session is session and position.number < before.position.number:
             raise Violation(
-                f"the file of copy {copy_id} of {shard_id} went from record {before[2].number} back to {now[2].number}"
+                f"the file of copy {copy_id} of {shard_id} went from record {before.position.number} back to "
+                f"{position.number}"
             )
 
     def _check_filled(self, shard_id: str, copy: StoreCopy) -> None:

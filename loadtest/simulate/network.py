@@ -145,14 +145,16 @@ class Connection:
 
 
 class Network:
-    """`cut` and `slow`: links in one direction, from host to host. `late`: ends whose lost messages are not sent again
-    yet. `doubles`: some messages come twice."""
+    """`cut` and `slow`: links in one direction, from host to host. `loses`: whether a message that an end sends is
+    lost, which makes the end `late`: it sends that again, and all that follows, once `end_lateness` says so. `doubles`:
+    some messages come twice."""
 
     def __init__(self, loop: SimulatedLoop, rng: random.Random) -> None:
         self.loop = loop
         self.hosts: dict[str, Host] = {}
         self.cut: dict[Link, None] = {}
         self.slow: dict[Link, float] = {}
+        self.loses: Callable[[End, Any], bool] = lost_by_none
         self.late: dict[End, None] = {}
         self.doubles = False
         self._rng = rng
@@ -214,27 +216,29 @@ class Network:
             return
         if message is not _OVER:
             end.under_way += 1
+        if self.loses(end, message):
+            self.late[end] = None
         end.sent.append(message)
-        if end.lost or self._is_stuck(end):
+        if end.lost or end in self.late or self._is_cut(end):
             end.lost += 1
         else:
             self._set_out(end)
 
-    def _is_stuck(self, end: End) -> bool:
-        return end in self.late or (end.host, end.peer.host) in self.cut
+    def _is_cut(self, end: End) -> bool:
+        return (end.host, end.peer.host) in self.cut
 
-    def _set_out(self, end: End) -> None:
-        """Some message does; which one arrives by that is the first that has not."""
+    def _set_out(self, end: End, from_s: float = 0.0) -> None:
+        """Some message does, from that time on; which one arrives by that is the first that has not."""
         now_s = self.loop.now_s
         # Timers of one time come in any order: each message is a little later than the one before.
-        end.due_s = max(end.due_s + _APART_S, now_s + self.latency(end.host, end.peer.host))
+        end.due_s = max(end.due_s + _APART_S, max(now_s, from_s) + self.latency(end.host, end.peer.host))
         self.schedule(end.due_s - now_s, self._arrive, end)
 
     def _arrive(self, end: End) -> None:
         connection = end._connection
         if connection.is_reset:
             return
-        if self._is_stuck(end):
+        if self._is_cut(end):
             end.lost += 1
             return
         message = end.sent.popleft()
@@ -290,26 +294,19 @@ class Network:
                 if self._rng.random() < reset_share:
                     connection.reset()
                     break
-                self._send_lost(end)
-
-    def _send_lost(self, end: End) -> None:
-        lost, end.lost = end.lost, 0
-        for _ in range(lost):
-            self._set_out(end)
-
-    def make_late(self, source: str, target: str) -> list[End]:
-        """What the connections that there are carry that way is lost, and not sent again before `end_lateness`.
-        Connections that are made from now on do not suffer from that. The ends that send it."""
-        ends = [end for each in self._connections for end in (each.near, each.far)]
-        found = [end for end in ends if (end.host, end.peer.host) == (source, target) and end not in self.late]
-        self.late.update(dict.fromkeys(found))
-        return found
+                lost, end.lost = end.lost, 0
+                for _ in range(lost):
+                    self._set_out(end)
 
     def end_lateness(self, ends: Iterable[End]) -> None:
-        """What they have lost is sent again, also of processes that have ended."""
+        """What they have lost is sent again, also of processes that have ended: each message once the one before is
+        acknowledged, as TCP begins after a loss."""
         for end in ends:
-            if self.late.pop(end, _OVER) is not _OVER and not self._is_stuck(end):
-                self._send_lost(end)
+            if self.late.pop(end, _OVER) is not _OVER and not self._is_cut(end):
+                lost, end.lost, from_s = end.lost, 0, self.loop.now_s
+                for _ in range(lost):
+                    self._set_out(end, from_s)
+                    from_s = end.due_s + self.latency(end.peer.host, end.host)
 
     def reset_between(self, one: str, other: str) -> int:
         """Reset all connections between both hosts; how many there were."""
@@ -320,6 +317,10 @@ class Network:
 
 
 _OVER = object()
+
+
+def lost_by_none(end: End, message: Any) -> bool:
+    return False
 
 
 def both_ways(one: str, others: Iterable[str]) -> list[Link]:
