@@ -16,6 +16,7 @@ from typing import NamedTuple
 from loadtest.simulate import changes, copy_faults, disk_faults, network_faults, process_faults
 from loadtest.simulate.cluster import Cluster
 from loadtest.simulate.environment import SYNC_S
+from loadtest.simulate.network import lost_by_none
 from loadtest.simulate.node import NodeServer
 
 Act = Callable[[Cluster, random.Random], Awaitable[None]]
@@ -51,6 +52,7 @@ NEMESES: Mapping[str, Mapping[str, Act]] = {
         "interrupt a snapshot": copy_faults.interrupt,
         "die": copy_faults.die,
     },
+    "late": {"pages come late": copy_faults.come_late},
     "clock": {"wall clock jumps": disk_faults.jump},
     "store": {"map store away": changes.take_record_away, "lose the record": changes.lose_record},
     "older": {"put an old copy back": copy_faults.put_old_back},
@@ -63,7 +65,8 @@ NEMESES: Mapping[str, Mapping[str, Act]] = {
         "leave behind": changes.leave_behind,
     },
 }
-ONLY_WITH_COPIES = ("copies", "older")
+ONLY_WITH_COPIES = ("copies", "late", "older")
+APART = ("late",)  # they are drawn from a generator of their own: a schedule that has none is what it was without them
 ALONE = ("older",)  # what it is about is lost by faults of the controller, too, if they come at the wrong moment
 USUAL = tuple(each for each in NEMESES if each not in ALONE)
 _ACTS = {kind: act for acts in NEMESES.values() for kind, act in acts.items()}
@@ -73,6 +76,7 @@ _WEIGHTS = {
     "weigh a shard": 2, "leave behind": 2, "lose a disk": 2,
 }  # fmt: skip
 _PAUSE_S = 0.9  # between two faults, in the mean
+_PAUSE_APART_S = 40.0  # between two of those that are drawn apart
 
 
 class Fault(NamedTuple):
@@ -83,15 +87,21 @@ class Fault(NamedTuple):
     seed: int
 
 
-def draw(rng: random.Random, seconds: float, nemeses: Sequence[str]) -> list[Fault]:
-    """The schedule of a run."""
+def draw(rng: random.Random, apart: random.Random, seconds: float, nemeses: Sequence[str]) -> list[Fault]:
+    """The schedule of a run. `apart`: the generator for those of `APART`."""
+    usual = [each for each in nemeses if each not in APART]
+    rare = _drawn(apart, seconds, [each for each in nemeses if each in APART], _PAUSE_APART_S if usual else _PAUSE_S)
+    return sorted([*_drawn(rng, seconds, usual, _PAUSE_S), *rare])
+
+
+def _drawn(rng: random.Random, seconds: float, nemeses: Sequence[str], pause_s: float) -> list[Fault]:
     kinds = [kind for nemesis in nemeses for kind in NEMESES[nemesis]]
     weights = [_WEIGHTS.get(kind, 1) for kind in kinds]
     faults: list[Fault] = []
-    at_s = rng.expovariate(1 / _PAUSE_S)
+    at_s = rng.expovariate(1 / pause_s)
     while at_s < seconds and kinds:
         faults.append(Fault(at_s, rng.choices(kinds, weights)[0], rng.getrandbits(32)))
-        at_s += rng.expovariate(1 / _PAUSE_S)
+        at_s += rng.expovariate(1 / pause_s)
     return faults
 
 
@@ -125,6 +135,8 @@ class Nemesis:
         cluster.network.slow.clear()
         cluster.network.doubles = False
         cluster.network.heal_links(list(cluster.network.cut), 0.5)
+        cluster.network.loses = lost_by_none
+        cluster.network.end_lateness(list(cluster.network.late))
         for server in cluster.servers:
             server.disk.capacity = None
             server.disk.power_cut_at = 0

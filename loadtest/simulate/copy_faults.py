@@ -1,5 +1,6 @@
 """Faults that only a cluster with copies has.
-A primary that is deposed and does not know, a snapshot that another one begins again, a node that stays dead.
+A primary that is deposed and does not know, a snapshot that another one begins again, pages that come late, a node that
+stays dead.
 
 Owns: what happens in which order, watched for in the cluster, so that rules of copies are needed by it.
 Promises: each ends by itself, and leaves no link cut.
@@ -9,6 +10,8 @@ Leaves to others: when they come (`cluster_faults`), what must hold (`invariants
                 as that one has promised its term it is reached again, but the controller later; or both at once
     interrupt   a page of a snapshot is held up on its way until another primary sends its own snapshot to that copy, or
                 has sent all of it
+    come late   a page of a snapshot is lost on its way, and its primary begins again; the kernel of the one that has
+                ended sends the page again when its pause is over, to a copy that has gone on with the next snapshot
     die         a node is away for longer than `down_out_s`: it is given up, and comes back
     put back    a primary and its copy end at once; the copy comes back first, with its files of some time ago
 """
@@ -18,12 +21,15 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
+
+import msgspec
 
 from kvstore.placement.cluster_map import Shard
+from kvstore.replication.messages import SnapshotPage, decode_from_primary
 from kvstore.storage.engine import Engine
 from loadtest.simulate.cluster import Cluster
-from loadtest.simulate.network import both_ways
+from loadtest.simulate.network import End, both_ways, lost_by_none
 from loadtest.simulate.view import good_copies, in_sync
 
 T = TypeVar("T")
@@ -34,6 +40,10 @@ _FILLING_S = 5.0
 _BEATS_S = 0.6  # in which a node of a simulated cluster beats more than once
 _FILLED_S = 4.0  # then the second one is whole, mostly
 _PAGE_S = 0.03  # what a page of the second snapshot takes
+_ANY_PAGE_S = 12.0
+_PASSED_MAX = 8  # pages before the one that is lost
+_LOST_S = 0.3
+_SENT_AGAIN_S = (1.4, 3.0)  # after the loss: TCP's first pause is 0.2 s, and each is twice the one before
 
 
 async def depose(cluster: Cluster, rng: random.Random) -> None:
@@ -91,6 +101,40 @@ async def interrupt(cluster: Cluster, rng: random.Random) -> None:
     for link in slowed:
         cluster.network.slow.pop(link, None)
     cluster.network.heal_links(others, rng.choice((0.0, 0.5, 1.0)))
+
+
+async def come_late(cluster: Cluster, rng: random.Random) -> None:
+    """One of the next pages of any snapshot. What goes by other connections is not late."""
+    network, passed = cluster.network, rng.randrange(_PASSED_MAX)
+    late: list[End] = []
+
+    def is_lost(end: End, message: Any) -> bool:
+        nonlocal passed
+        passed -= (is_page := not late and _is_page(message))
+        if is_page and passed < 0:
+            late.append(end)
+        return is_page and passed < 0
+
+    network.loses = is_lost
+    await _until(lambda: late, _ANY_PAGE_S)
+    if network.loses is is_lost:
+        network.loses = lost_by_none
+    for end in late:
+        assert end.owner is not None
+        again_s, lost_s = rng.choice(_SENT_AGAIN_S), rng.uniform(0.0, _LOST_S)
+        await asyncio.sleep(lost_s)
+        end.owner.kill()
+        cluster.loop.note(f"{end.owner.name} is killed, and a page that it has sent to {end.peer.host} is late")
+        await asyncio.sleep(again_s - lost_s)
+        network.end_lateness([end])
+        cluster.loop.note(f"the page comes to {end.peer.host}")
+
+
+def _is_page(message: Any) -> bool:
+    try:
+        return isinstance(message, bytes) and isinstance(decode_from_primary(message), SnapshotPage)
+    except msgspec.DecodeError:
+        return False
 
 
 async def die(cluster: Cluster, rng: random.Random) -> None:

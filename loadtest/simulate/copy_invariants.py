@@ -7,14 +7,31 @@ Leaves to others: whose event it was (`cluster`), what holds of each store by it
 
 from __future__ import annotations
 
-from kvstore.placement.cluster_map import Shard
+from typing import NamedTuple
+
+from kvstore.placement.cluster_map import Replica, Shard
+from kvstore.replication import shipping as rules
 from kvstore.replication.copy import StoreCopy
+from kvstore.replication.session import Session
 from kvstore.replication.shipping import Shipping
+from kvstore.storage.engine import Engine
 from kvstore.storage.segments import Position
 from kvstore.store.store import Store
+from loadtest.simulate.engine import SimulatedEngine
 from loadtest.simulate.held_rows import differences, held
 from loadtest.simulate.store_invariants import Violation
-from loadtest.simulate.view import View, in_sync
+from loadtest.simulate.view import View
+
+
+class _Seen(NamedTuple):
+    """A copy, and where its file was."""
+
+    copy: StoreCopy
+    engine: Engine
+    session: Session | None
+    position: Position
+    applications: int
+    is_filling: bool
 
 
 class CopyInvariants:
@@ -22,7 +39,7 @@ class CopyInvariants:
 
     def __init__(self, view: View) -> None:
         self._view = view
-        self._files: dict[str, tuple[object, object, Position]] = {}  # its file, the session, the record
+        self._files: dict[str, _Seen] = {}
         self._filling: dict[str, None] = {}  # those that get a snapshot
         self._followed: dict[str, object] = {}  # when it was looked at last
         self._promised: dict[str, int] = {}
@@ -46,15 +63,22 @@ class CopyInvariants:
             raise Violation(f"copy {copy_id} of {shard_id} follows term {following.session.term}, promised {promised}")
 
     def _check_file(self, shard_id: str, copy: StoreCopy) -> None:
-        """In one session, the file of a copy goes from record to record, and never back."""
-        copy_id, now = copy.identity.copy_id, (copy.engine, copy.following.session, copy.engine.applied.position)
-        before = self._files.get(copy_id)
-        self._files[copy_id] = now
-        if before is None or now[1] is None or before[0] is not now[0] or before[1] is not now[1]:
+        """In one session, the file of a copy goes from record to record, and never back.
+        Once it is whole, nothing but records changes it."""
+        engine, copy_id = copy.engine, copy.identity.copy_id
+        assert isinstance(engine, SimulatedEngine)
+        session, position = copy.following.session, engine.applied.position
+        now = _Seen(copy, engine, session, position, engine.applications, copy.is_filling)
+        before, self._files[copy_id] = self._files.get(copy_id), now
+        if before is None or before.engine is not engine:
             return
-        if now[2].number < before[2].number:
+        is_whole = before.copy is copy and not before.is_filling and not now.is_filling
+        if is_whole and now.applications != before.applications and position == before.position:
+            raise Violation(f"rows of copy {copy_id} of {shard_id} were changed by no record behind {position.number}")
+        if session is not None and before.session is session and position.number < before.position.number:
             raise Violation(
-                f"the file of copy {copy_id} of {shard_id} went from record {before[2].number} back to {now[2].number}"
+                f"the file of copy {copy_id} of {shard_id} went from record {before.position.number} back to "
+                f"{position.number}"
             )
 
     def _check_filled(self, shard_id: str, copy: StoreCopy) -> None:
@@ -77,7 +101,7 @@ class PrimaryInvariants:
 
     def __init__(self, view: View) -> None:
         self._view = view
-        self._committed: dict[str, int] = {}
+        self._shipping: dict[str, Shipping] = {}  # that was looked at last
         self._granted: dict[str, object] = {}
 
     def check(self, shard_id: str, store: Store) -> None:
@@ -87,12 +111,13 @@ class PrimaryInvariants:
         if store.tables.stats.copies_differed or store.replicas.comparison.disputed:
             raise Violation(f"rows of {shard_id} are not the same in its copies, as of one record")
         shipping = sender.shipping
-        if shipping.committed != self._committed.get(copy_id):
-            self._committed[copy_id] = shipping.committed
-            if store.applier.visible > shipping.committed:
-                raise Violation(f"record {store.applier.visible} of {shard_id} is visible, not committed")
-            if (shard := self._view.shard(shard_id)) is not None:
-                check_in_sync(self._view, shard)
+        before, self._shipping[copy_id] = self._shipping.get(copy_id), shipping
+        is_news = before is None or shipping.committed != before.committed
+        if is_news and store.applier.visible > shipping.committed:
+            raise Violation(f"record {store.applier.visible} of {shard_id} is visible, not committed")
+        is_asked = shipping is not before and rules.requests(shipping, ())
+        if (is_news or is_asked) and (shard := self._view.shard(shard_id)) is not None:
+            check_in_sync(self._view, shard)
         if sender.lease.grants is not self._granted.get(copy_id):
             self._granted[copy_id] = sender.lease.grants
             opening = _opened_beside(self._view, shard_id, store.identity.store_id, shipping.config.term)
@@ -102,6 +127,8 @@ class PrimaryInvariants:
 
 def check_in_sync(view: View, shard: Shard) -> None:
     """Each copy in sync has all that is committed in this term, as far as processes can be asked.
+    One that the controller is asked to count as in sync, which its map may do from now on, has all that may be
+    committed without it.
 
     Raises Violation.
     """
@@ -109,15 +136,24 @@ def check_in_sync(view: View, shard: Shard) -> None:
     sender = primary.tables.sender if primary is not None else None
     if sender is None or (sender.shipping.config.term, sender.shipping.config.store_id) != (shard.term, shard.store_id):
         return
-    for replica in in_sync(shard):
-        copy = view.copy(replica.node, shard.id)
-        if copy is None or copy.following.copy_id != replica.copy_id or copy.following.promised > shard.term:
-            continue
-        if copy.log.synced.number < sender.shipping.committed:
-            raise Violation(
-                f"the copy of {shard.id} on {replica.node} is in sync with {copy.log.synced.number} of "
-                f"{sender.shipping.committed} committed records on its disk"
-            )
+    shipping = sender.shipping
+    asked = [shipping.link(each.copy_id, each.joined) for each in rules.requests(shipping, ())]
+    needed = {link.key: link.waited - 1 for link in asked if link is not None}
+    for replica in shard.replicas:
+        number = needed.get((replica.copy_id, replica.joined), 0)
+        if number or replica.state == "in-sync":
+            _check_has(view, shard, replica, max(number, shipping.committed))
+
+
+def _check_has(view: View, shard: Shard, replica: Replica, number: int) -> None:
+    copy = view.copy(replica.node, shard.id)
+    if copy is None or copy.following.copy_id != replica.copy_id or copy.following.promised > shard.term:
+        return
+    if copy.log.synced.number < number:
+        raise Violation(
+            f"the copy of {shard.id} on {replica.node}, {replica.state}, is in sync or asked for as in sync with "
+            f"{copy.log.synced.number} of {number} committed records on its disk"
+        )
 
 
 def check_opening(view: View, shard_id: str, shipping: Shipping) -> None:

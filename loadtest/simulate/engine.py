@@ -19,12 +19,13 @@ from loadtest.simulate.environment import SimulatedEnvironment
 
 
 class SimulatedEngine(MemoryEngine):
-    """`environment` is that of the process which has it open."""
+    """`environment` is that of the process which has it open. `applications`: how many there were."""
 
     environment: SimulatedEnvironment
 
     def __init__(self, identity: Identity) -> None:
         super().__init__(identity)
+        self.applications = 0
 
     def copied(self) -> MemoryEngine:
         """Another one, with all that this one has now."""
@@ -45,6 +46,7 @@ class SimulatedEngine(MemoryEngine):
     async def apply(self, application: Application) -> None:
         await self.environment.pause()
         await super().apply(application)
+        self.applications += 1
         await self.environment.pause()
 
     async def checkpoint(self, *, only_if_due: bool = False) -> int:

@@ -7,9 +7,11 @@ Leaves to others: whose event it was (`cluster`), what clients see (`loadtest.hi
 
     a store        applied <= visible <= durable, visible <= committed; versions, sequences, floors never fall
     partitions     one owner that may answer; a store is served in a term by one process of one copy
-    copies         have promised what they follow, and never less than before; a snapshot ends with the primary's rows
-    configuration  terms rise; only a copy in sync is promoted; each one in sync has on disk all that is committed;
-                   a term begins with all records of each copy in sync; a recovered map knows each term that was served
+    copies         have promised what they follow, and never less than before; a snapshot ends with the primary's rows;
+                   nothing but records changes the rows of a copy that is whole
+    configuration  terms rise; only a copy in sync is promoted; each one in sync has on disk all that is committed, and
+                   so has each that its primary asks to count as in sync; a term begins with all records of each copy in
+                   sync; a recovered map knows each term that was served
     lease          while another copy opens a higher term, no primary may answer
 """
 

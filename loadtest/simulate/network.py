@@ -3,8 +3,9 @@
 Owns: `Network`, `Host`, `Connection` and its two ends.
 Promises: within a connection and a direction what is sent arrives in order, once and whole, or not at all from some
 point on; between connections there is no order. A cut link keeps what is sent until it is healed, or the connection is
-reset, as TCP does; both directions are cut apart. A killed process's kernel still sends what it has taken, then says
-that the connection is over; a host without power says nothing any more.
+reset, as TCP does; both directions are cut apart. Single connections may be late, while others go by the same link. A
+killed process's kernel still sends what it has taken, then says that the connection is over; a host without power says
+nothing any more.
 Leaves to others: what travels (`session`, `servers`), when links fail (`cluster_faults`).
 """
 
@@ -52,7 +53,8 @@ class End:
         self.over = False  # nothing will come any more
         self.due_s = 0.0  # when what was sent last arrives
         self.under_way = 0
-        self.held: deque[Any] = deque()  # what it has sent into a cut link
+        self.sent: deque[Any] = deque()  # what has not arrived yet
+        self.lost = 0  # so many of these were lost on their way, and are to be sent again
         self._arrived: asyncio.Future[None] | None = None
         self._waiting: list[asyncio.Future[None]] = []  # senders, for the peer to take something
 
@@ -106,6 +108,12 @@ class End:
         self._wake()
         self._let_send()
 
+    def drop_lost(self) -> None:
+        """What was lost on its way is not sent again."""
+        while self.lost:
+            self.lost -= 1
+            self.sent.pop()
+
     def abort(self) -> None:
         """End it at once, and without a word to the other end.
         That is told by its own kernel when it next sends."""
@@ -132,18 +140,22 @@ class Connection:
             self.is_reset = True
             self.network.forget(self)
             for end in (self.near, self.far):
-                end.held.clear()
+                end.drop_lost()
                 self.network.schedule(self.network.latency(end.peer.host, end.host), end.end)
 
 
 class Network:
-    """`cut` and `slow`: links in one direction, from host to host. `doubles`: some messages come twice."""
+    """`cut` and `slow`: links in one direction, from host to host. `loses`: whether a message that an end sends is
+    lost, which makes the end `late`: it sends that again, and all that follows, once `end_lateness` says so. `doubles`:
+    some messages come twice."""
 
     def __init__(self, loop: SimulatedLoop, rng: random.Random) -> None:
         self.loop = loop
         self.hosts: dict[str, Host] = {}
         self.cut: dict[Link, None] = {}
         self.slow: dict[Link, float] = {}
+        self.loses: Callable[[End, Any], bool] = lost_by_none
+        self.late: dict[End, None] = {}
         self.doubles = False
         self._rng = rng
         self._connections: dict[Connection, None] = {}
@@ -204,21 +216,32 @@ class Network:
             return
         if message is not _OVER:
             end.under_way += 1
-        if end.held or (end.host, end.peer.host) in self.cut:
-            end.held.append(message)
-            return
+        if self.loses(end, message):
+            self.late[end] = None
+        end.sent.append(message)
+        if end.lost or end in self.late or self._is_cut(end):
+            end.lost += 1
+        else:
+            self._set_out(end)
+
+    def _is_cut(self, end: End) -> bool:
+        return (end.host, end.peer.host) in self.cut
+
+    def _set_out(self, end: End, from_s: float = 0.0) -> None:
+        """Some message does, from that time on; which one arrives by that is the first that has not."""
         now_s = self.loop.now_s
         # Timers of one time come in any order: each message is a little later than the one before.
-        end.due_s = max(end.due_s + _APART_S, now_s + self.latency(end.host, end.peer.host))
-        self.schedule(end.due_s - now_s, self._arrive, end, message)
+        end.due_s = max(end.due_s + _APART_S, max(now_s, from_s) + self.latency(end.host, end.peer.host))
+        self.schedule(end.due_s - now_s, self._arrive, end)
 
-    def _arrive(self, end: End, message: Any) -> None:
+    def _arrive(self, end: End) -> None:
         connection = end._connection
         if connection.is_reset:
             return
-        if (end.host, end.peer.host) in self.cut:
-            end.held.append(message)
+        if self._is_cut(end):
+            end.lost += 1
             return
+        message = end.sent.popleft()
         target = self.host(end.peer.host)
         if not target.has_power:
             return
@@ -252,7 +275,7 @@ class Network:
                     if host.has_power:
                         self.carry(end, _OVER)
                     else:
-                        end.held.clear()
+                        end.drop_lost()
 
     def cut_links(self, links: Iterable[Link]) -> None:
         self.cut.update(dict.fromkeys(links))
@@ -261,21 +284,29 @@ class Network:
         """What was kept arrives now; or its connection is reset."""
         for link in links:
             if self.cut.pop(link, _OVER) is not _OVER:
-                self._deliver_held(link, reset_share)
+                self._deliver_lost(link, reset_share)
 
-    def _deliver_held(self, link: Link, reset_share: float) -> None:
+    def _deliver_lost(self, link: Link, reset_share: float) -> None:
         for connection in list(self._connections):
             for end in (connection.near, connection.far):
-                if (end.host, end.peer.host) != link or not end.held:
+                if (end.host, end.peer.host) != link or end in self.late or not end.lost:
                     continue
                 if self._rng.random() < reset_share:
                     connection.reset()
                     break
-                held, end.held = end.held, deque()
-                for message in held:
-                    if message is not _OVER:
-                        end.under_way -= 1
-                    self.carry(end, message)
+                lost, end.lost = end.lost, 0
+                for _ in range(lost):
+                    self._set_out(end)
+
+    def end_lateness(self, ends: Iterable[End]) -> None:
+        """What they have lost is sent again, also of processes that have ended: each message once the one before is
+        acknowledged, as TCP begins after a loss."""
+        for end in ends:
+            if self.late.pop(end, _OVER) is not _OVER and not self._is_cut(end):
+                lost, end.lost, from_s = end.lost, 0, self.loop.now_s
+                for _ in range(lost):
+                    self._set_out(end, from_s)
+                    from_s = end.due_s + self.latency(end.peer.host, end.host)
 
     def reset_between(self, one: str, other: str) -> int:
         """Reset all connections between both hosts; how many there were."""
@@ -286,6 +317,10 @@ class Network:
 
 
 _OVER = object()
+
+
+def lost_by_none(end: End, message: Any) -> bool:
+    return False
 
 
 def both_ways(one: str, others: Iterable[str]) -> list[Link]:

@@ -32,10 +32,6 @@ NEMESES = {
 }
 
 
-MENDED_BY_RECORDS = {"stale-snapshot-page"}
-"""Since snapshots go on where they broke off, the records behind a snapshot make good what a stale page did."""
-
-
 def run(out: Path, *options: str) -> tuple[int, str, RunSummary]:
     """Exit code, output and summary of a chaos run."""
     command = [sys.executable, "-m", "loadtest.chaos", "--out", str(out), "--seed", "1", *options]
@@ -51,7 +47,7 @@ def test_a_planted_bug_is_found(bug: str, tmp_path: Path) -> None:
     assert any(phase.violations or phase.complaints or phase.unfinished for phase in summary.phases)
 
 
-@pytest.mark.parametrize("bug", [bug for bug in BUGS if bug not in MENDED_BY_RECORDS])
+@pytest.mark.parametrize("bug", BUGS)
 def test_simulated_clusters_under_all_nemeses_find_each_planted_bug_within_60_seeds(bug: str) -> None:
     plan = Plan("cluster", 20.0, bug=bug, replicas=2 if bug in OF_COPIES else 1)
     assert any(not plan.run(seed).ok for seed in range(60))

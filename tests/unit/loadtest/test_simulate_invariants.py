@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -120,8 +121,25 @@ def test_what_is_committed_is_on_the_disk_of_each_copy_in_sync(
 ) -> None:
     log = settled.copy.log
     monkeypatch.setattr(log, "synced", log.synced._replace(number=log.synced.number - 1))
-    with pytest.raises(Violation, match="committed records on its disk"):
+    with pytest.raises(Violation, match=r"in-sync, .* committed records on its disk"):
         settled.invariants.primaries.check(settled.shard.id, settled.store)
+
+
+@pytest.mark.parametrize("lacks", [0, 1])
+def test_what_is_committed_is_on_the_disk_of_each_copy_that_is_asked_for_as_in_sync(
+    settled: Settled, monkeypatch: pytest.MonkeyPatch, lacks: int
+) -> None:
+    sender, log, replica = settled.store.tables.sender, settled.copy.log, settled.shard.replicas[0]
+    assert sender is not None
+    joining = tuple(link._replace(in_sync=False) for link in sender.shipping.links)
+    shard = msgspec.structs.replace(settled.shard, replicas=[msgspec.structs.replace(replica, state="joining")])
+    monkeypatch.setattr(sender, "shipping", sender.shipping._replace(links=joining))
+    monkeypatch.setattr(settled.cluster.view, "shard", lambda _: shard)
+    monkeypatch.setattr(log, "synced", log.synced._replace(number=sender.shipping.committed - lacks))
+    invariants = settled.invariants
+    invariants.primaries._shipping[settled.store.copy_id] = sender.shipping._replace(links=())
+    with pytest.raises(Violation, match=r"joining, .* asked for as in sync") if lacks else nullcontext():
+        invariants.primaries.check(settled.shard.id, settled.store)
 
 
 def test_rows_are_disputed_by_no_copy(settled: Settled, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,9 +179,25 @@ def test_a_copy_follows_the_term_that_it_has_promised(settled: Settled, monkeypa
 
 def test_in_one_session_the_file_of_a_copy_never_goes_back(settled: Settled) -> None:
     invariants, copy = settled.invariants, settled.copy
-    ahead = copy.engine.applied.position._replace(number=copy.engine.applied.position.number + 1)
-    invariants.copies._files[copy.identity.copy_id] = copy.engine, copy.following.session, ahead
+    invariants.copies.check(settled.shard.id, copy)
+    seen = invariants.copies._files[copy.identity.copy_id]
+    ahead = seen.position._replace(number=seen.position.number + 1)
+    invariants.copies._files[copy.identity.copy_id] = seen._replace(position=ahead)
     with pytest.raises(Violation, match="back to"):
+        invariants.copies.check(settled.shard.id, copy)
+
+
+def test_nothing_but_records_changes_the_rows_of_a_copy_that_is_whole(settled: Settled) -> None:
+    invariants, copy = settled.invariants, settled.copy
+    invariants.copies.check(settled.shard.id, copy)
+    seen = invariants.copies._files[copy.identity.copy_id]
+    earlier = seen._replace(applications=seen.applications - 1)
+    record_before = seen.position._replace(number=seen.position.number - 1)
+    for other in (earlier._replace(is_filling=True), earlier._replace(position=record_before)):
+        invariants.copies._files[copy.identity.copy_id] = other
+        invariants.copies.check(settled.shard.id, copy)
+    invariants.copies._files[copy.identity.copy_id] = earlier
+    with pytest.raises(Violation, match="were changed by no record"):
         invariants.copies.check(settled.shard.id, copy)
 
 

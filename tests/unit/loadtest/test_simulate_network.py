@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from loadtest.simulate.loop import Process, SimulatedLoop
-from loadtest.simulate.network import UNTAKEN_MAX, End, Network
+from loadtest.simulate.network import UNTAKEN_MAX, End, Network, lost_by_none
 
 
 @pytest.fixture
@@ -96,6 +96,35 @@ def test_a_link_that_is_cut_one_way_carries_the_other_way_and_keeps_what_is_sent
     assert pair.received(pair.far) == []
     pair.network.heal_links([("a", "b")], reset_share=0.0)
     assert pair.received(pair.far) == [1, 2]
+
+
+def test_what_is_under_way_when_a_link_is_cut_arrives_before_what_is_sent_into_the_cut(pair: Pair) -> None:
+    pair.send(pair.near, 1, 2)
+    pair.network.cut_links([("a", "b")])
+    pair.send(pair.near, 3)
+    assert pair.received(pair.far) == []
+    pair.network.heal_links([("a", "b")], reset_share=0.0)
+    assert pair.received(pair.far) == [1, 2, 3]
+
+
+def test_a_lost_message_and_all_behind_it_come_late_and_other_connections_do_not(pair: Pair) -> None:
+    network = pair.network
+    network.loses = lambda end, message: message == "lost"
+    pair.send(pair.near, "before", "lost", "behind")
+    network.loses = lost_by_none
+    other = pair.run(pair.connect())
+    pair.send(other, "meanwhile")
+    assert pair.received(other.peer) == ["meanwhile"]
+    assert pair.received(pair.far) == ["before"]
+    network.cut_links([("a", "b")])
+    network.heal_links([("a", "b")], reset_share=1.0)
+    process = network.hosts["a"].process
+    assert process is not None
+    process.kill()
+    network.on_death(network.hosts["a"], process)
+    assert pair.received(pair.far) == []
+    network.end_lateness([pair.near])
+    assert pair.received(pair.far) == ["lost", "behind", None]
 
 
 def test_a_reset_loses_what_is_under_way_and_both_ends_hear_of_it(pair: Pair) -> None:
