@@ -449,8 +449,7 @@ class StoreCopy:
     ) -> bool:
         """Take rows of the snapshot that began at that position; False: they are of another one. Raises OSError.
 
-        A row may be newer than the position. What the records behind it do to it again gives the same row. `progress`
-        is kept with the rows.
+        A row may be newer than the position. What the records behind it do to it again gives the same row.
         """
         async with self._applying:
             applied = self.engine.applied
@@ -460,6 +459,7 @@ class StoreCopy:
                 progress = None
             stamped = [row._replace(sequence=applied.clock.sequence) for row in rows]
             await self.engine.apply(Application(stamped, applied.position, applied.clock, snapshot=progress))
+            await self.engine.checkpoint(only_if_due=True)  # all that came at once at the end would hold up clients
             return True
 
     async def snapshot_ends(self, named: Session, at: Position, highest: int) -> bool:
