@@ -98,6 +98,7 @@ class Limits(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=Tr
     told_timeout_s: float = 2.0
     verify_share: float = 0.1
     snapshot_share: float = 0.67
+    snapshot_busy_share: float = 0.1
     snapshot_page_rows_max: int = 2000
     catch_up_share: float = 0.25
     copy_apply_share: float = 0.05

@@ -102,6 +102,7 @@ class CopyFilling:
                 progress = None
             stamped = [row._replace(sequence=applied.clock.sequence) for row in rows]
             await self._engine.engine.apply(Application(stamped, applied.position, applied.clock, snapshot=progress))
+            await self._engine.engine.checkpoint(only_if_due=True)  # all at once at the end would hold up clients
             return True
 
     async def ends(self, named: Session, at: Position, highest: int) -> bool:

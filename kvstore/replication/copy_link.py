@@ -27,7 +27,8 @@ from kvstore.replication.messages import Differs, Returned, Told
 from kvstore.replication.places import Times
 from kvstore.replication.session import FellBehind, Forked, Join, Session
 from kvstore.replication.shipping import Link, LinkKey, Shipping
-from kvstore.replication.snapshot import Snapshot
+from kvstore.replication.snapshot import Snapshot, Source
+from kvstore.replication.snapshot_pace import never_busy
 from kvstore.replication.tail import Tail, cost
 from kvstore.replication.wire import Connect, Refused, Wire, WireLost, WireRefused, expect, greet
 from kvstore.said_once import SaidOnce
@@ -45,7 +46,7 @@ class Surroundings(NamedTuple):
     """What a sender needs of its store and its process.
 
     `on_committed`: called with the committed number whenever it has risen. `on_news`: a request has come up or has
-    gone, or the term has ended; the controller is to hear of it.
+    gone, or the term has ended; the controller is to hear of it. `is_busy`: whether clients are at work on this node.
     """
 
     log: Log
@@ -55,6 +56,7 @@ class Surroundings(NamedTuple):
     times: Times
     on_committed: Callable[[int], None]
     on_news: Callable[[], None]
+    is_busy: Callable[[], bool] = never_busy
 
 
 class Primary(Protocol):
@@ -164,9 +166,9 @@ class CopyLink:
 
     async def _send_snapshot(self, wire: Wire, resumes: SnapshotProgress | None) -> int:
         """All rows that it lacks; the number of the record behind which the stream goes on."""
-        engine, environment = self._around.engine, self._around.environment
-        times, is_kept = self._around.times, self._records.has_all_behind
-        self._snapshot = Snapshot(wire, engine, environment, is_kept, times, resumes)
+        log, engine, environment, _, times, *_, is_busy = self._around
+        source = Source(log, engine, environment, times, self._records.has_all_behind, is_busy)
+        self._snapshot = Snapshot(wire, source, resumes)
         self.keeps = self._snapshot.progress.at.number
         await self._snapshot.send()
         return self.keeps

@@ -154,9 +154,13 @@ class Granted(_Message, tag=25):
 
 
 class Taken(_Message, tag=26):
-    """Whether a part of a snapshot was taken; else it has to begin again, in another session."""
+    """Whether a part of a snapshot was taken; else it has to begin again, in another session.
+
+    `is_busy`: clients are at work on the copy's node.
+    """
 
     is_taken: bool
+    is_busy: bool = False
 
 
 class Fetched(_Message, tag=27):

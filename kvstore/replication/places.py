@@ -29,8 +29,9 @@ class Times(NamedTuple):
     """In seconds; see `lease`, and `patience` for what the primary's side uses.
 
     `sync_inline_ms_max`: a disk that syncs slower is synced in a thread. `apply_delay_s`: how long a copy's record that
-    is committed waits until it is applied. `snapshot_share`: of the time in which a snapshot is under way, for it; a
-    page of it has up to `snapshot_page_rows_max` rows. `catch_up_share`: of the time in which a copy that is not waited
+    is committed waits until it is applied. `snapshot_share`: of the time in which a snapshot is under way, for it, or
+    `snapshot_busy_share` beside clients; a page of it has up to `snapshot_page_rows_max` rows. `log_bytes_max`: of
+    records that are kept for a copy that joins. `catch_up_share`: of the time in which a copy that is not waited
     for catches up by records, for sending them. `copy_apply_share`: of that in which a copy has records to apply, for
     applying them.
     """
@@ -45,3 +46,5 @@ class Times(NamedTuple):
     snapshot_page_rows_max: int = 2000
     catch_up_share: float = 0.25
     copy_apply_share: float = 0.05
+    snapshot_busy_share: float = 0.1
+    log_bytes_max: int = 1 << 30

@@ -23,6 +23,7 @@ from kvstore.replication import copy_greeting, messages
 from kvstore.replication.chain import some_entries
 from kvstore.replication.copy import StoreCopy
 from kvstore.replication.session import Session
+from kvstore.replication.snapshot_pace import never_busy
 from kvstore.replication.wire import Wire, WireLost
 from kvstore.storage.engine import Applied, CopiedRow
 from kvstore.storage.log import Released
@@ -35,15 +36,20 @@ CopyOf = Callable[[Session], StoreCopy | None]
 _QUEUED_MAX = 4096  # messages; a primary sends no more than it is allowed to have under way
 
 
-async def serve_copy(wire: Wire, copy_of: CopyOf, environment: Environment) -> None:
-    """Serve one session until the connection is lost. Raises what a failed disk raises: then the process must end."""
+async def serve_copy(
+    wire: Wire, copy_of: CopyOf, environment: Environment, is_busy: Callable[[], bool] = never_busy
+) -> None:
+    """Serve one session until the connection is lost. Raises what a failed disk raises: then the process must end.
+
+    `is_busy`: whether clients are at work on this node.
+    """
     try:
         hello = await wire.receive()
         if not isinstance(hello, messages.Hello):
             raise WireLost("a session begins with a hello")
         copy = await _greeted(wire, hello.session, copy_of)
         if copy is not None:
-            await _Serving(wire, copy, hello.session, environment).run()
+            await _Serving(wire, copy, hello.session, environment, is_busy).run()
     except WireLost:
         pass
     finally:
@@ -67,11 +73,14 @@ async def _greeted(wire: Wire, session: Session, copy_of: CopyOf) -> StoreCopy |
 class _Serving:
     """A greeted copy. What takes long is done by a task of its own, in order; beacons pass it by."""
 
-    def __init__(self, wire: Wire, copy: StoreCopy, session: Session, environment: Environment) -> None:
+    def __init__(
+        self, wire: Wire, copy: StoreCopy, session: Session, environment: Environment, is_busy: Callable[[], bool]
+    ) -> None:
         self._wire = wire
         self._copy = copy
         self._session = session
         self._environment = environment
+        self._is_busy = is_busy
         self._queue: deque[Any] = deque()
         self._came = asyncio.Event()
         self._is_working = False
@@ -158,14 +167,12 @@ class _Serving:
                 await self._acknowledge(begun, ends=True)
             case messages.SnapshotBegins():
                 of = Applied(message.at, message.clock, message.cluster_map, message.freezes, message.drops)
-                await self._wire.send(messages.Taken(await copy.filling.begins(session, of)))
+                await self._taken(await copy.filling.begins(session, of))
             case messages.SnapshotPage():
                 rows = [_row(copied) for copied in message.rows]
-                taken = await copy.filling.page(session, message.at, rows, message.progress)
-                await self._wire.send(messages.Taken(taken))
+                await self._taken(await copy.filling.page(session, message.at, rows, message.progress))
             case messages.SnapshotEnds():
-                taken = await copy.filling.ends(session, message.at, message.highest)
-                await self._wire.send(messages.Taken(taken))
+                await self._taken(await copy.filling.ends(session, message.at, message.highest))
             case messages.Compare():
                 self._comparing = self._environment.spawn(self._compare(message))  # records do not wait for it
             case messages.Differs() if copy.notes.is_current(session):
@@ -177,6 +184,9 @@ class _Serving:
                 await self._wire.send(messages.Fetched(await self._fetched(message)))
             case _:
                 raise WireLost(f"a primary does not send {type(message).__name__}")
+
+    async def _taken(self, is_taken: bool) -> None:
+        await self._wire.send(messages.Taken(is_taken, self._is_busy()))
 
     async def _compare(self, asked: messages.Compare) -> None:
         """What goes wrong is met again, and told of, by those who apply to the file and verify it."""

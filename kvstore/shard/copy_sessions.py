@@ -32,6 +32,7 @@ class CopySessions:
     def __init__(self, shard_id: str, around: Surroundings, copy_of: CopyOf, on_harm: Callable[[], None]) -> None:
         self._shard_id = shard_id
         self._environment = around.environment
+        self._is_busy = around.is_busy
         self._on_fatal = around.on_fatal
         self._copy_of = copy_of
         self._on_harm = on_harm
@@ -71,7 +72,7 @@ class CopySessions:
         if not self._may_begin.is_set():
             await self._environment.wait_for(self._may_begin.wait(), _KEPT_S)
         try:
-            await serve_copy(wire, self._copy_of, self._environment)
+            await serve_copy(wire, self._copy_of, self._environment, self._is_busy)
         except TryLater as error:
             log.warning("a session with the copy of shard %s ends: %s", self._shard_id, error.detail)
         except KvError as error:  # what came cannot be taken: only this connection ends

@@ -24,6 +24,7 @@ from kvstore.placement.cluster_map import ClusterMap
 from kvstore.replication.beats import GiveBack
 from kvstore.replication.configuration import Configuration, Request
 from kvstore.replication.session import Session
+from kvstore.replication.snapshot_pace import never_busy
 from kvstore.replication.wire import Connect, Wire, WireLost
 from kvstore.shard.folder import Folder
 from kvstore.shard.peers import Peers
@@ -60,6 +61,7 @@ class Surroundings(NamedTuple):
     """What the stores of a node share. `on_fatal`: what ends the process. `dial`: connects to a copy at an address.
 
     `on_news`: the controller is to hear of something soon. `connect`: connects to a copy on a node of the newest map.
+    `is_busy`: whether clients are at work in a store that is served on this node.
     """
 
     node_id: str
@@ -73,6 +75,7 @@ class Surroundings(NamedTuple):
     dial: Dial
     on_news: Callable[[], None] = _nothing
     connect: Connect = _nowhere
+    is_busy: Callable[[], bool] = never_busy
 
 
 class StoreEnd:
@@ -198,7 +201,8 @@ async def host(
     `start`: a random id of this opening of the store.
     """
     limits, session, cluster = around.limits, around.session, around.cluster
-    replicating = Replicating(around.node_id, start, around.connect, times_of(limits), around.on_news)
+    times = times_of(limits)
+    replicating = Replicating(around.node_id, start, around.connect, times, around.on_news, around.is_busy)
     store = Store(opened, limits, around.environment, around.on_fatal, replicating)
     store.begin()
     end = StoreEnd(store)

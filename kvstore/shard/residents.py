@@ -21,6 +21,11 @@ class Residents(dict[str, Resident]):
         return [each.local.hosted for each in self.values() if each.local.hosted is not None]
 
     @property
+    def is_busy(self) -> bool:
+        """Whether clients are at work in a store that is served here."""
+        return any(each.store.applier.is_busy for each in self.served)
+
+    @property
     def clock(self) -> int:
         """The highest version that a store here has given or seen."""
         return max((each.local.clock for each in self.values()), default=0)  # none, once the last has gone

@@ -181,6 +181,8 @@ def times_of(limits: Limits) -> Times:
         limits.snapshot_page_rows_max,
         limits.catch_up_share,
         limits.copy_apply_share,
+        limits.snapshot_busy_share,
+        limits.log_bytes_max,
     )
 
 

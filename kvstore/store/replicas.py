@@ -24,6 +24,7 @@ from kvstore.replication.copy_link import Surroundings
 from kvstore.replication.places import Times
 from kvstore.replication.sender import Sender
 from kvstore.replication.shipping import Shipping
+from kvstore.replication.snapshot_pace import never_busy
 from kvstore.replication.wire import Connect
 from kvstore.store.applier import Applier
 from kvstore.store.comparison import Comparison
@@ -38,7 +39,8 @@ class Replicating(NamedTuple):
     """What a store needs to have copies.
     `node`: where it is served; `start`: a random id of this opening of it.
 
-    `on_news`: a request to the controller has come up or has gone, or the term has ended.
+    `on_news`: a request to the controller has come up or has gone, or the term has ended. `is_busy`: whether clients
+    are at work on the node.
     """
 
     node: str
@@ -46,6 +48,7 @@ class Replicating(NamedTuple):
     connect: Connect
     times: Times
     on_news: Callable[[], None]
+    is_busy: Callable[[], bool] = never_busy
 
 
 class Replicas:
@@ -115,13 +118,9 @@ class Replicas:
     def _new_sender(self, state: Shipping) -> Sender:
         tables, replicating = self._tables, self._replicating
         assert replicating is not None
-        _, _, connect, times, on_news = replicating
-        return Sender(
-            state,
-            Surroundings(
-                tables.log, tables.engine, tables.environment, connect, times, self._pipeline.settle_up_to, on_news
-            ),
-        )
+        _, _, connect, times, on_news, is_busy = replicating
+        log, engine, environment, settle = tables.log, tables.engine, tables.environment, self._pipeline.settle_up_to
+        return Sender(state, Surroundings(log, engine, environment, connect, times, settle, on_news, is_busy))
 
     # --- the lease
 

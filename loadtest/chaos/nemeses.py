@@ -101,8 +101,8 @@ class Nemeses:
 
     def heal(self) -> None:
         """End all that still lasts."""
+        self._cluster.holds.end_all()
         for name in self._cluster.members():
-            self._cluster.let_come_back(name)
             self._cluster.wake(name)
             self._cluster.speed_up(name)
         if self._proxy is not None:

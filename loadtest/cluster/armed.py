@@ -21,6 +21,7 @@ import contextlib
 import os
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,34 @@ class _ArmedSupervisor(Supervisor):
         return child._replace(argv=("/bin/sh", "-c", RUN, str(self._folder / child.name), *argv))
 
 
+class Holds:
+    """Which processes may not come back, and by how many faults that each ask for it: a file for each process."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._of: Counter[str] = Counter()
+
+    def begin(self, name: str) -> None:
+        """One fault more holds it."""
+        self._of[name] += 1
+        self._file(name).touch()
+
+    def end(self, name: str) -> None:
+        """One fault holds it no more."""
+        self._of[name] = max(0, self._of[name] - 1)
+        if not self._of[name]:
+            self._file(name).unlink(missing_ok=True)
+
+    def end_all(self) -> None:
+        """Nothing holds any process."""
+        for name in self._of:
+            self._file(name).unlink(missing_ok=True)
+        self._of.clear()
+
+    def _file(self, name: str) -> Path:
+        return self._folder / f"{name}.held"
+
+
 class ArmedCluster(LocalCluster):
     """As a LocalCluster; `urls` are its routers. There is no `up`: the supervisor runs in this process."""
 
@@ -81,6 +110,7 @@ class ArmedCluster(LocalCluster):
         self._launching: asyncio.Task[None] | None = None
         self._log: Log | None = None
         self._paused: set[Process] = set()
+        self.holds = Holds(self._armed)
 
     async def start(self) -> None:
         """Start all processes and wait until every router is ready. Raises RuntimeError."""
@@ -221,8 +251,11 @@ class ArmedCluster(LocalCluster):
         return victims
 
     def hold(self, name: str) -> Process | None:
-        """SIGKILL, and it does not come back before `let_come_back`."""
-        self._held(name).touch()
+        """SIGKILL, and it does not come back before `let_come_back`.
+
+        Held by several faults it does not before each of them has let it, or all holds are ended (`holds`).
+        """
+        self.holds.begin(name)
         return self.kill(name)
 
     def _child(self, name: str) -> Process | None:
@@ -231,11 +264,8 @@ class ArmedCluster(LocalCluster):
         return processes.identify(pid) if pid is not None else None
 
     def let_come_back(self, name: str) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            self._held(name).unlink()
-
-    def _held(self, name: str) -> Path:
-        return self._armed / f"{name}.held"
+        """One fault holds it no more."""
+        self.holds.end(name)
 
 
 def _address(url: str) -> tuple[str, int]:

@@ -50,7 +50,8 @@ LIMITS = Limits(
     move_freeze_timeout_s=1.0,
     compare_every_s=3.0,
     snapshot_share=0.1,
-    snapshot_page_rows_max=5,
+    snapshot_busy_share=0.1,
+    snapshot_page_rows_max=40,
     expiry_sweep_s=1.5,
     down_out_s=4.0,
 )
