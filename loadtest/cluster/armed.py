@@ -63,7 +63,7 @@ class _ArmedSupervisor(Supervisor):
 
 
 class Holds:
-    """Which processes may not come back, and by how many faults that each ask for it: a file for each process."""
+    """Which processes may not come back, as a file for each, and by how many faults."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
