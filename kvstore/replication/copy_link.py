@@ -168,7 +168,8 @@ class CopyLink:
         """All rows that it lacks; the number of the record behind which the stream goes on."""
         log, engine, environment, _, times, *_, is_busy = self._around
         source = Source(log, engine, environment, times, self._records.has_all_behind, is_busy)
-        self._snapshot = Snapshot(wire, source, resumes)
+        since_s = self._snapshot.since_s if self._snapshot is not None else environment.monotonic_s()
+        self._snapshot = Snapshot(wire, source, since_s, resumes)
         self.keeps = self._snapshot.progress.at.number
         await self._snapshot.send()
         return self.keeps

@@ -40,9 +40,11 @@ class Source(NamedTuple):
 
 
 class Snapshot:
-    """A snapshot on its way to a copy. `resumes`: one that broke off, which goes on."""
+    """A snapshot on its way to a copy. `since_s`: when the copy's first one began, on the monotonic clock; `resumes`:
+    one that broke off, which goes on."""
 
-    def __init__(self, wire: Wire, source: Source, resumes: SnapshotProgress | None = None) -> None:
+    def __init__(self, wire: Wire, source: Source, since_s: float, resumes: SnapshotProgress | None = None) -> None:
+        self.since_s = since_s
         self._wire = wire
         self._source = source
         self._engine = source.engine
@@ -79,7 +81,8 @@ class Snapshot:
 
     def _look(self) -> None:
         is_busy = self._source.is_busy() or self._copy_is_busy
-        self._pace.look(is_busy=is_busy, kept_bytes=self._source.log.bytes)
+        filling_s = self._source.environment.monotonic_s() - self.since_s
+        self._pace.look(is_busy=is_busy, kept_bytes=self._source.log.bytes, filling_s=filling_s)
 
     async def _take(self, part: messages.SnapshotBegins | messages.SnapshotPage | messages.SnapshotEnds) -> None:
         await self._wire.send(part)

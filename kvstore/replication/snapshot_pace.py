@@ -3,7 +3,8 @@
 Owns: for one snapshot, how large a page is, and how long nothing of the snapshot is read, sent or written behind it.
 Promises: pure: sizes and durations are arguments. While clients are at work at either end a page is small, and for most
 of the time none is under way; without clients pages are large and one follows the other soon. The more of the log is
-kept, the less clients count: past what may be kept the snapshot would begin again, and a copy has to arrive some time.
+kept, and the longer the copy is being filled, the less clients count: past what may be kept the snapshot would begin
+again, and as long as the copy is not there another disk may be lost.
 Leaves to others: who is at work (`snapshot`), reading (`snapshot`), writing and its checkpoints (`copy`).
 
 The time that a page takes is the primary's for reading it, and the copy's for writing it and for the checkpoint of its
@@ -17,6 +18,7 @@ from kvstore.replication.places import Times
 PAGE_BYTES = 1 << 20
 BUSY_SHARE = 16  # so many times smaller is a page beside clients
 HURRY_FROM, HURRY_TO = 1 / 8, 1 / 2  # of what may be kept of the log: from there on clients count less, then not at all
+HURRY_FROM_S, HURRY_TO_S = 600.0, 1800.0  # and so long after the copy's first snapshot has begun
 PAUSE_S_MAX = 1.0  # a disk or a process that has stood still is not waited for many times as long
 
 
@@ -32,10 +34,14 @@ class SnapshotPace:
         self._times = times
         self._ease = 0.0
 
-    def look(self, *, is_busy: bool, kept_bytes: int) -> None:
-        """Note how things stand. `is_busy`: clients are at work at either end; `kept_bytes`: of the primary's log."""
+    def look(self, *, is_busy: bool, kept_bytes: int, filling_s: float) -> None:
+        """Note how things stand. `is_busy`: clients are at work at either end; `kept_bytes`: of the primary's log;
+        `filling_s`: for how long the copy is being filled, by this snapshot and those that it goes on from or repeats.
+        """
         kept = kept_bytes / self._times.log_bytes_max
-        hurry = min(1.0, max(0.0, (kept - HURRY_FROM) / (HURRY_TO - HURRY_FROM)))
+        by_log = (kept - HURRY_FROM) / (HURRY_TO - HURRY_FROM)
+        by_time = (filling_s - HURRY_FROM_S) / (HURRY_TO_S - HURRY_FROM_S)
+        hurry = min(1.0, max(0.0, by_log, by_time))
         self._ease = 1.0 - hurry if is_busy else 0.0
 
     @property

@@ -88,7 +88,7 @@ class QueueWire:
 
 
 class Cluster:
-    """A primary's log and engine, its sender, and nodes with copies."""
+    """A primary's log and engine, its sender, and nodes with copies. `is_busy`: clients are at work on its node."""
 
     def __init__(self, *nodes: str, segment_bytes: int = 1 << 20, times: Times = TIMES) -> None:
         """`times`: of the copies."""
@@ -102,6 +102,7 @@ class Cluster:
         self.is_down: set[str] = set()
         self.committed: list[int] = []
         self.news = 0
+        self.is_busy = False
         self.config = Configuration("s1", STORE_ID, 1, 1, Primary("n1", "primary"))
         self.sender: Sender
         self._serving: list[asyncio.Task[None]] = []
@@ -172,6 +173,7 @@ class Cluster:
                 self._times,
                 self.committed.append,
                 self._note_news,
+                lambda: self.is_busy,
             ),
         )
         works = [

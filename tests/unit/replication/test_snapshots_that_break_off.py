@@ -14,6 +14,7 @@ from kvstore.replication.files import open_copy
 from kvstore.replication.promise import read_identity
 from kvstore.replication.sender import Sender
 from kvstore.replication.session import Session, goes_on
+from kvstore.replication.snapshot_pace import HURRY_TO_S
 from kvstore.storage.engine import FeedPage, FeedQuery, Identity, SnapshotProgress
 from kvstore.storage.log import Log
 from kvstore.storage.memory import MemoryEngine
@@ -26,23 +27,26 @@ from tests.unit.replication.test_copy import FOLDER, STORE, STORE_ID, rows_of
 from tests.unit.replication.test_sender import TIMES, Cluster, until
 
 SEGMENT_BYTES = 8192
-SMALL_PAGES = TIMES._replace(snapshot_page_rows_max=7)
+SMALL_PAGES = TIMES._replace(snapshot_page_rows_max=7, snapshot_busy_share=1.0)
 PARTITIONS = 64
 
 
 class Source(MemoryEngine):
-    """A primary's engine. `read`: how often each partition was begun; `turn`: each page of a snapshot waits for it."""
+    """A primary's engine. `begun`: how often each partition was; `largest`: rows of the largest page;
+    `turn`: each page of a snapshot waits for it."""
 
     def __init__(self) -> None:
         super().__init__(Identity(STORE_ID, None, "s1", PARTITIONS))
         self.begun: Counter[int] = Counter()
         self.pages = 0
+        self.largest = 0
         self.turn = asyncio.Semaphore(0)
 
     async def feed(self, query: FeedQuery) -> FeedPage:
         await self.turn.acquire()
         page = await super().feed(query)
         self.pages += 1
+        self.largest = max(self.largest, len(page.rows))
         self.begun.update(list(query.partitions)[int(query.after_row > 0) : page.done + 1])
         return page
 
@@ -276,6 +280,28 @@ async def test_a_snapshot_begins_again_where_the_records_from_its_beginning_on_a
         await cluster.filled()
         assert cluster.values() == cluster.rows
         assert cluster.engine.begun[0] == 2
+
+
+async def test_a_snapshot_that_begins_again_is_in_the_hurry_of_those_before() -> None:
+    """It would never arrive where too much of the log comes during each snapshot that makes room for clients."""
+    async with Moving().running() as cluster:
+        cluster.is_busy = True
+        await cluster.to_fill()
+        await cluster.pages(20)
+        assert cluster.engine.largest == 1
+        since_boot_s = cluster.environment.monotonic_s
+        cluster.environment.monotonic_s = lambda: since_boot_s() + HURRY_TO_S  # type: ignore[method-assign]
+        cluster.is_down.add("n2")
+        await cluster.cut("n2")
+        for key in range(300):
+            cluster.write(key, b"second" * 8)
+        await cluster.apply()
+        cluster.log.release(cluster.engine.applied.position.number)
+        cluster.is_down.clear()
+        await cluster.filled()
+        assert cluster.values() == cluster.rows
+        assert cluster.engine.begun[0] == 2
+        assert cluster.engine.largest == 7
 
 
 @pytest.mark.parametrize("seed", range(25))
