@@ -20,6 +20,7 @@ from kvstore.errors import ConfigError, ForeignData
 from kvstore.placement.cluster_map import ClusterMap
 from kvstore.transport import versions
 from kvstore.transport.sessions import EARLIER_HEADER, HEADER
+from loadtest.cluster.processes import free_ports
 
 CONFIG = msgspec.structs.replace(
     default_config(),
@@ -54,8 +55,7 @@ class Controller(NamedTuple):
 
 
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
+    [port] = free_ports(1)
         return port
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -19,6 +18,7 @@ from kvstore.controller.app import serve
 from kvstore.controller.shards import Size
 from kvstore.controller.sizes import group_partitions
 from kvstore.placement.cluster_map import at_home, first_map
+from loadtest.cluster.processes import free_ports
 from tests.unit.controller.far_shards import FarShard, far_shards
 
 WAIT_S = 20.0
@@ -69,8 +69,7 @@ class Cluster(NamedTuple):
 
 
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
+    [port] = free_ports(1)
         return port
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -21,6 +20,7 @@ import kvstore
 from kvstore.controller.map_store.sqlite import open_sqlite
 from kvstore.controller.membership import ClusterState
 from kvstore.placement.cluster_map import ClusterMap, at_home, first_map
+from loadtest.cluster.processes import free_ports
 from tests.unit.controller.far_shards import FarShard, far_shards
 
 ROOT = Path(kvstore.__file__).parents[1]
@@ -98,8 +98,7 @@ class Process:
 @asynccontextmanager
 async def formed(folder: Path) -> AsyncIterator[tuple[Process, dict[str, FarShard]]]:
     """A cluster of s1 and s2 that knows nothing yet of s3, and a controller that is not started."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
+    [port] = free_ports(1)  # none that the kernel gives to a server of another test before this one is started
     async with far_shards("s1", "s2", "s3") as far, aiohttp.ClientSession() as session:
         members = [at_home(name, far[name].url, far[name].store_id) for name in ("s1", "s2")]
         store = await open_sqlite(folder / "controller-0.db")
