@@ -95,7 +95,7 @@ class CopyLink:
         self._around = around
         self._records = KeptRecords(around.log, around.environment)
         self._question = DigestQuestion(around.environment)
-        self._catching_up: CatchingUp | None = None  # while the copy is not waited for, and is not being filled
+        self._catching_up: CatchingUp | None = None  # while the copy is not waited for
         self._snapshot: Snapshot | None = None  # until the copy has acknowledged a record behind it
         self._fills = False  # a snapshot is not whole, or not good yet: the copy acknowledges nothing
         self._wire: Wire | None = None  # while the stream goes on
@@ -216,7 +216,7 @@ class CopyLink:
         """Send what is appended, in the turn of the loop in which this is woken."""
         catching_up = CatchingUp(self._around.times.catch_up_share)
         while (link := shipping.find(self._sender.shipping, named)) is not None:
-            self._catching_up = None if link.waited or self._fills else catching_up
+            self._catching_up = None if link.waited else catching_up
             if self._has_more() and shipping.may_send(self._sender.shipping, link):
                 if self._catching_up is not None and (pause_s := catching_up.take_pause()):
                     await self._around.environment.sleep(pause_s)
@@ -258,6 +258,8 @@ class CopyLink:
         self.in_flight.records(entries[-1].number, size, now)
         if self._catching_up is not None:
             self._catching_up.sent(size, tail.come_bytes, now)
+            if self._fills:  # such a copy acknowledges nothing: the pause is for what applying takes
+                self._catching_up.acknowledged(now)
         await wire.send(messages.Records(entries, self._sender.shipping.committed))
 
     async def _read(self, wire: Wire, named: Session) -> None:

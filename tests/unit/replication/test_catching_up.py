@@ -162,3 +162,37 @@ async def test_records_that_a_snapshot_needs_to_be_whole_are_sent_however_many_t
         cluster.log.release(cluster.engine.applied.position.number)
         await cluster.in_sync("n2")
         assert not cluster.copies["n2"].is_filling
+
+
+async def test_records_behind_a_snapshot_go_out_a_little_at_a_time_with_a_pause_behind_each(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cluster = with_room(Cluster("n2", segment_bytes=8192, times=TIMES._replace(snapshot_page_rows_max=10)))
+    clock = cluster.environment = StandingStill()
+    frames: list[int] = []
+    send = QueueWire.send
+
+    async def busy(wire: QueueWire, message: Any) -> None:
+        if isinstance(message, messages.SnapshotEnds):
+            for number in range(400):
+                cluster.put(f"late-{number}", bytes(2000))
+                cluster.log.prepare_segment()
+            await cluster.apply()
+        elif isinstance(message, messages.Records):
+            frames.append(sum(map(cost, message.entries)))
+        await send(wire, message)
+
+    monkeypatch.setattr(QueueWire, "send", busy)
+    async with cluster.running():
+        for number in range(200):
+            cluster.put(f"key-{number % 50}", b"%05d" % number * 20)
+            cluster.log.prepare_segment()
+        await cluster.apply()
+        cluster.log.release(cluster.engine.applied.position.number)
+        await cluster.in_sync("n2")
+        assert not cluster.copies["n2"].is_filling
+    full = [frame for frame in frames if frame >= ROOM_BYTES_MIN]
+    assert len(full) >= 4
+    assert max(frames) < ROOM_BYTES_MIN + 6000
+    pauses = [3 * frame / (16 << 20) for frame in full]
+    assert [pause for pause in clock.slept if pause in set(pauses)][: len(pauses) - 1] == pauses[:-1]
