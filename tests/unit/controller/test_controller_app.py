@@ -55,8 +55,7 @@ class Controller(NamedTuple):
 
 
 def free_port() -> int:
-    [port] = free_ports(1)
-        return port
+    return free_ports(1)[0]
 
 
 @asynccontextmanager

@@ -69,8 +69,7 @@ class Cluster(NamedTuple):
 
 
 def free_port() -> int:
-    [port] = free_ports(1)
-        return port
+    return free_ports(1)[0]
 
 
 @asynccontextmanager
