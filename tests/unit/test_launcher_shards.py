@@ -36,6 +36,7 @@ fcntl.flock(held, fcntl.LOCK_EX)
 with (data_dir / f"shard-{shard_id}.db").open("a") as file:
     file.write("opened;")
 def go(*_):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it comes beside the end of input: once is enough
     pid_file.unlink()
     print("going", flush=True)
     os._exit(0)
