@@ -136,6 +136,17 @@ async def test_while_many_records_are_decoded_the_event_loop_has_its_turns() -> 
     assert len(turns) >= 10
 
 
+async def in_sync_by_a_snapshot(cluster: Cluster) -> None:
+    """Records are written and released, so that the copy on n2 gets a snapshot; returns when it is in sync."""
+    for number in range(200):
+        cluster.put(f"key-{number % 50}", b"%05d" % number * 20)
+        cluster.log.prepare_segment()
+    await cluster.apply()
+    cluster.log.release(cluster.engine.applied.position.number)
+    await cluster.in_sync("n2")
+    assert not cluster.copies["n2"].is_filling
+
+
 async def test_records_that_a_snapshot_needs_to_be_whole_are_sent_however_many_they_are(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -155,13 +166,7 @@ async def test_records_that_a_snapshot_needs_to_be_whole_are_sent_however_many_t
 
     monkeypatch.setattr(QueueWire, "send", busy)
     async with cluster.running():
-        for number in range(200):
-            cluster.put(f"key-{number % 50}", b"%05d" % number * 20)
-            cluster.log.prepare_segment()
-        await cluster.apply()
-        cluster.log.release(cluster.engine.applied.position.number)
-        await cluster.in_sync("n2")
-        assert not cluster.copies["n2"].is_filling
+        await in_sync_by_a_snapshot(cluster)
 
 
 async def test_records_behind_a_snapshot_go_out_a_little_at_a_time_with_a_pause_behind_each(
@@ -184,13 +189,7 @@ async def test_records_behind_a_snapshot_go_out_a_little_at_a_time_with_a_pause_
 
     monkeypatch.setattr(QueueWire, "send", busy)
     async with cluster.running():
-        for number in range(200):
-            cluster.put(f"key-{number % 50}", b"%05d" % number * 20)
-            cluster.log.prepare_segment()
-        await cluster.apply()
-        cluster.log.release(cluster.engine.applied.position.number)
-        await cluster.in_sync("n2")
-        assert not cluster.copies["n2"].is_filling
+        await in_sync_by_a_snapshot(cluster)
     full = [frame for frame in frames if frame >= ROOM_BYTES_MIN]
     assert len(full) >= 4
     assert max(frames) < ROOM_BYTES_MIN + 6000
