@@ -18,7 +18,7 @@ from kvstore.controller.heard import Heard
 from kvstore.controller.replicas import Step
 from kvstore.metrics import CopyStats
 from kvstore.placement.cluster_map import ClusterMap
-from kvstore.replication.beats import CopyReport
+from kvstore.replication.beats import Beat, CopyReport
 from kvstore.replication.configuration import configuration_of, configurations
 
 _log = logging.getLogger(__name__)
@@ -70,6 +70,12 @@ class CopyJournal:
             copies = ", ".join(f"{copy.node} {copy.state}" for copy in after.replicas) or "none"
             _log.info("epoch %d: copies of shard %s beside %s's: %s (%s)", epoch, shard, node, copies, step.why)
 
+    def note_damage(self, beat: Beat, cluster_map: ClusterMap, now: float) -> None:
+        """Damage that a node tells of is said and counted once."""
+        for found in self._damage.hear(configurations(cluster_map), beat, now):
+            self.stats.damaged += 1
+            _log.error("the copy of shard %s on node %s is damaged: %s", found.shard, found.node, found.detail)
+
     def note_older(self, older: Mapping[str, CopyReport], heard: Heard) -> None:
         """That a shard waits, since its copies that are here are old, is said once."""
         for shard in older.keys() - self._older_said:
@@ -103,12 +109,7 @@ class CopyJournal:
             yield Ended("failover", shard, new, took_s, detail)
 
     def _rebuilt(self, cluster_map: ClusterMap, heard: Heard, now: float) -> Iterator[Ended]:
-        """Damage that a node tells of is said once, too."""
-        new, mended = self._damage.look(configurations(cluster_map), heard, now)
-        for found in new:
-            self.stats.damaged += 1
-            _log.error("the copy of shard %s on node %s is damaged: %s", found.shard, found.node, found.detail)
-        for found in mended:
+        for found in self._damage.mended(configurations(cluster_map), heard):
             self.stats.rebuilt += 1
             took_s = now - found.since
             _log.warning("shard %s has a copy in sync on node %s again, after %.1f s", found.shard, found.node, took_s)

@@ -128,6 +128,7 @@ class CopyKeeper:
         now = self._now_s()
         number = self._heard.take(beat, now)
         self._note_committed(beat, cluster_map)
+        self._journal.note_damage(beat, cluster_map, now)
         self._due.set()
         if any(copy.given_back and copy.given_back == _term(cluster_map, copy.shard) for copy in beat.copies):
             self._is_urgent.set()

@@ -1,7 +1,8 @@
 """Which copies are damaged, from the first word of it until another copy in sync stands in the same place.
 
 Owns: the memory of them, in one controller process; what is written down of one that was rebuilt.
-Promises: pure but for that memory. A copy that came in sync again was told of once.
+Promises: pure but for that memory. A copy that came in sync again was told of once. Every beat is listened to: the next
+one may tell of the empty copy that has taken the place of the damaged one.
 Leaves to others: what was heard (`heard`), what follows (`replicas`), writing it down (`copy_keeper`).
 """
 
@@ -11,7 +12,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from kvstore.controller.heard import Heard
-from kvstore.replication.beats import CopyReport
+from kvstore.replication.beats import Beat, CopyReport
 from kvstore.replication.configuration import Configuration
 
 
@@ -43,21 +44,25 @@ def damaged(node: str, shard: str, heard: Heard, now: float) -> CopyReport | Non
 
 
 class DamageSeen:
-    """`look` as often as something was heard."""
+    """`hear` each beat, and ask for those that are `mended` as often as something was heard or decided."""
 
     def __init__(self) -> None:
         self._seen: dict[tuple[str, str], Damaged] = {}
 
-    def look(self, configs: Sequence[Configuration], heard: Heard, now: float) -> tuple[list[Damaged], list[Damaged]]:
-        """Those that are damaged and were not before; those whose place another copy in sync has taken."""
+    def hear(self, configs: Sequence[Configuration], beat: Beat, now: float) -> list[Damaged]:
+        """Those that the beat tells of and no beat did before."""
+        shards = {config.shard for config in configs}
+        new = [
+            Damaged(report.shard, beat.node, _named_on(beat.node, report.shard, configs), report.damage, now)
+            for report in beat.copies
+            if report.damage and report.shard in shards and (report.shard, beat.node) not in self._seen
+        ]
+        self._seen |= {(damaged.shard, damaged.node): damaged for damaged in new}
+        return new
+
+    def mended(self, configs: Sequence[Configuration], heard: Heard) -> list[Damaged]:
+        """Those whose place another copy in sync has taken, each of them once."""
         now_damaged = reported(configs, heard)
-        new = []
-        for shard, nodes in now_damaged.items():
-            for node, detail in nodes.items():
-                if (shard, node) not in self._seen:
-                    damaged = Damaged(shard, node, _named_on(node, shard, configs), detail, now)
-                    self._seen[shard, node] = damaged
-                    new.append(damaged)
         mended = [
             damaged
             for damaged in self._seen.values()
@@ -65,7 +70,7 @@ class DamageSeen:
         ]
         for damaged in mended:
             del self._seen[damaged.shard, damaged.node]
-        return new, mended
+        return mended
 
 
 def _named_on(node: str, shard: str, configs: Sequence[Configuration]) -> str:

@@ -98,6 +98,7 @@ class Beats:
         cluster_map = self._stores.cluster_map
         assert cluster_map is not None
         residents = list(self._stores.by_shard.values())
+        reports = [each.report() for each in residents]
         told = Beat(
             node=self._node_id,
             start=self._start,
@@ -106,7 +107,7 @@ class Beats:
             clock=self._stores.by_shard.clock,
             stops=self._stops,
             echo=self._echo,
-            copies=[report for each in residents if (report := each.report()) is not None],
+            copies=[report for report in reports if report is not None],
             requests=[request for each in residents for request in each.requests()],
         )
         try:
@@ -119,9 +120,8 @@ class Beats:
         except (aiohttp.ClientError, TimeoutError, OSError, msgspec.DecodeError):
             return
         self._echo = Echo(start=ordered.start, beat=ordered.beat)
-        for hosted in (each.local.hosted for each in residents):
-            if hosted is not None:
-                hosted.controller_heard()
+        for each, report in zip(residents, reports, strict=True):
+            each.local.controller_heard(report)
         if ordered.may_stop:
             self._may_stop.set()
         for drop in ordered.drop:

@@ -2,7 +2,8 @@
 
 Owns: finding damage in a copy that is open; what is still known of a damaged one; when it is rebuilt.
 Promises: it grants nothing, promises nothing, and no other copy is fed from it. It is rebuilt only by a map by which
-another node is the primary and this copy is not in sync: until then its files may be needed, by a person.
+another node is the primary and this copy is not in sync: until then its files may be needed, by a person. The
+controller has heard of the damage before.
 Leaves to others: the files (`folder`), what the map says of them (`followed_map`), the change itself (`resident`), who
 takes its place (the controller).
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import NamedTuple
+from dataclasses import dataclass, field
 
 from kvstore.config import Limits
 from kvstore.environment import Environment
@@ -32,12 +33,15 @@ _LOOK_S = 0.5
 _FULL_RETRY_S = 0.5
 
 
-class DamagedCopy(NamedTuple):
-    """`error`: what is wrong, and what a person can do where there is no other copy."""
+@dataclass(frozen=True, slots=True)
+class DamagedCopy:
+    """`error`: what is wrong, and what a person can do where there is no other copy. `told`: set once the controller
+    has heard of it."""
 
     shard_id: str
     error: KvError
     salvaged: Salvaged
+    told: asyncio.Event = field(default_factory=asyncio.Event, compare=False)
 
     @property
     def identity(self) -> Identity:
@@ -91,12 +95,15 @@ async def rebuild(damaged: DamagedCopy, followed: FollowedMap, around: Surroundi
 
     Returns None if it is dropped, or the disk has no room yet. Raises the damage of a home that no copy replaces.
     """
-    while (fate := followed.fate) != "rebuild":
+    while (fate := followed.fate) != "rebuild" or not damaged.told.is_set():
         if followed.is_dropped:
             return None
         if fate == "refuse" and followed.shard_id == followed.node_id:
             raise damaged.error
-        await followed.wait_for_change(1.0)
+        if fate == "rebuild":
+            await around.environment.wait_for(damaged.told.wait(), _LOOK_S)
+        else:
+            await followed.wait_for_change(1.0)
     try:
         return await around.folder.rebuild(followed.shard_id, damaged.salvaged, damaged.identity.partitions)
     except OSError as error:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 
 from kvstore.placement.cluster_map import ClusterMap
+from kvstore.replication.beats import CopyReport
 from kvstore.replication.copy import StoreCopy
 from kvstore.replication.promise import Identity as CopyIdentity
 from kvstore.shard.damaged import DamagedCopy
@@ -49,6 +50,13 @@ class LocalStore:
         """The files are not used any more. What has them open is closed after this."""
         self.damaged = damaged
         log.error("the copy of shard %s here is damaged, and is not used any more: %s", self.shard_id, self.damage)
+
+    def controller_heard(self, report: CopyReport | None) -> None:
+        """The controller has taken a beat with that report of what lies here."""
+        if self.hosted is not None:
+            self.hosted.controller_heard()
+        if self.damaged is not None and report == self.damaged.report():
+            self.damaged.told.set()
 
     def note_rebuilt(self, files: CopyFiles) -> None:
         """An empty copy has taken the place of the damaged one."""

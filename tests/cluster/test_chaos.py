@@ -61,14 +61,18 @@ def test_every_promise_holds_in_a_short_chaos_of_all_nemeses(tmp_path: Path) -> 
     assert "--seed 20" in page
 
 
+@pytest.mark.timeout(400)
 def test_a_sweep_lets_processes_die_at_many_points_of_a_commit_and_of_a_move(tmp_path: Path) -> None:
-    with start(tmp_path / "out", "--minutes", "0.6", "--seed", "4", "--nemesis", "sweep") as chaos:
-        output, _ = chaos.communicate()
-    assert chaos.returncode == 0, output
-    summary = summary_of(tmp_path / "out")
-    assert sorted([*summary.met, *summary.unmet]) == sorted(point for points in POINTS.values() for point in points)
-    assert len(summary.met) > 10
-    assert all(set(points) & set(summary.met) for points in POINTS.values()), summary.met
+    """A busy machine gets more time for it."""
+    for minutes in ("0.6", "2.5"):
+        with start(tmp_path / minutes, "--minutes", minutes, "--seed", "4", "--nemesis", "sweep") as chaos:
+            output, _ = chaos.communicate()
+        assert chaos.returncode == 0, output
+        summary = summary_of(tmp_path / minutes)
+        assert sorted([*summary.met, *summary.unmet]) == sorted(point for points in POINTS.values() for point in points)
+        if met_enough := len(summary.met) > 10 and all(set(points) & set(summary.met) for points in POINTS.values()):
+            break
+    assert met_enough, summary.met
     assert f"{len(summary.met)} of {len(summary.met) + len(summary.unmet)} points of the code were met" in output
 
 

@@ -29,8 +29,12 @@ def map_with(config: Configuration) -> ClusterMap:
 
 def told(node: str, copy: CopyReport) -> Heard:
     heard = Heard("start", Limits(), 0.0, {"store-1": 9})
-    heard.take(Beat(node=node, start="x", cluster_id="k", epoch=1, copies=[copy]), 1.0)
+    heard.take(beat_of(node, copy), 1.0)
     return heard
+
+
+def beat_of(node: str, copy: CopyReport) -> Beat:
+    return Beat(node=node, start="x", cluster_id="k", epoch=1, copies=[copy])
 
 
 def report(copy_id: str = "c2", **more: object) -> CopyReport:
@@ -61,9 +65,10 @@ def test_a_failover_that_another_one_overtook_is_never_told_of_as_over() -> None
 
 
 def test_a_damaged_copy_is_counted_once_and_its_rebuilding_is_a_change() -> None:
-    journal, damaged = CopyJournal(), told("s2", report(role="damaged", damage="A bit."))
+    journal, damaged = CopyJournal(), report(role="damaged", damage="A bit.")
     for now in (10.0, 11.0):
-        assert list(journal.ended(map_with(BEFORE), damaged, now)) == []
+        journal.note_damage(beat_of("s2", damaged), map_with(BEFORE), now)
+        assert list(journal.ended(map_with(BEFORE), told("s2", damaged), now)) == []
     assert journal.stats.damaged == 1
     whole, again = told("s2", report("new")), BEFORE._replace(replicas=(Replica("s2", "new", "in-sync", 2),))
     (ended,) = journal.ended(map_with(again), whole, 15.0)

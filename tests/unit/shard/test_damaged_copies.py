@@ -23,6 +23,7 @@ from kvstore.placement.cluster_map import ClusterMap, Primary, Shard
 from kvstore.placement.ring import partition_of
 from kvstore.replication.copy import StoreCopy
 from kvstore.replication.promise import Identity, read_identity, write_identity
+from kvstore.shard.beats import Beats
 from kvstore.shard.damaged import until_damaged
 from kvstore.storage.disk import OsDisk, OsFile
 from kvstore.storage.engine import Application
@@ -184,6 +185,27 @@ async def test_a_copy_whose_log_is_damaged_is_rebuilt_from_its_primary(tmp_path:
             await cluster.until(each, replicated)
         await cluster.end("s1")  # so the copy that was rebuilt is asked
         await check_keys(http, cluster)
+
+
+async def test_damage_to_a_copy_that_was_taken_out_while_its_node_was_away_is_told_before_it_is_rebuilt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The map that the node finds at its start allows the rebuilding at once, and its first beat is late."""
+    beat = Beats.run
+
+    async def late(beats: Beats) -> None:
+        await asyncio.sleep(1.0)
+        await beat(beats)
+
+    async with cluster_in(tmp_path) as cluster, aiohttp.ClientSession(raise_for_status=True) as http:
+        await cluster.until_replicated()
+        (copy,) = (await cluster.shard("s1")).replicas
+        await cluster.end(copy.node)
+        await cluster.until("s1", lambda shard: all(each.state != "in-sync" for each in shard.replicas))
+        in_id(tmp_path / copy.node / f"shard-s1.copy-{copy.node}")
+        monkeypatch.setattr(Beats, "run", late)
+        cluster.start_node(copy.node)
+        await until_told(http, cluster, copy.node)
 
 
 async def test_a_copy_that_verifies_and_differs_is_found_by_comparison_set_aside_and_rebuilt(
