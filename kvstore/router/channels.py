@@ -37,7 +37,11 @@ class MemberChannels:
         self._background: dict[asyncio.Task[None], None] = {}
 
     def open_for(self, cluster_map: ClusterMap) -> None:
-        """One for each shard; where the present one leads elsewhere its successor is opened beside it."""
+        """One for each shard; where the present one leads elsewhere its successor is opened beside it.
+
+        A newer map is news of all nodes: one that was started again and has a new term is reached at once.
+        """
+        self._links.hurry()
         for shard in cluster_map.shards:
             reached = cluster_map.url_of(shard), shard.store_id
             present, successor = self.by_shard.get(shard.id), self._successors.get(shard.id)

@@ -1,8 +1,9 @@
 """Reaching a node: when its address is tried again, which store the hello names, what is said of an outage.
 
 Owns: the pauses between tries, the WebSocket's hello.
-Promises: the pause grows up to `reconnect_wait_s_max`; news of the node ends it at once. An outage is said once for
-each reason, and once when it is over; one that is short is not said at all.
+Promises: the pause grows up to `reconnect_wait_s_max`, by so little that a node is found a fifth of its outage after
+the end of it at the latest; news of the node ends it at once. An outage is said once for each reason, and once when it
+is over; one that is short is not said at all.
 Leaves to others: what goes over the connection (`link`), who belongs to which session (`sessions`).
 """
 
@@ -25,6 +26,7 @@ from kvstore.transport.versions import refused_by
 log = logging.getLogger(__name__)
 
 _FIRST_PAUSE_S = 0.01
+_PAUSE_GROWTH = 1.25  # of 5 s of outage, 20 tries
 _OUTAGE_TOLD_S = 5.0  # of a shard, in the log; shorter ones belong to every restart
 
 
@@ -73,7 +75,7 @@ class Dialer:
                 await self._news.wait()
                 self._failures, self._pause_s = 0, _FIRST_PAUSE_S
                 return
-        self._pause_s = min(self._pause_s * 2, self._limits.reconnect_wait_s_max)
+        self._pause_s = min(self._pause_s * _PAUSE_GROWTH, self._limits.reconnect_wait_s_max)
 
 
 class Outage:

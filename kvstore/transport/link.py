@@ -57,6 +57,11 @@ class NodeLink:
         if not self._tasks:
             self._tasks = [asyncio.create_task(self._stay_connected()), asyncio.create_task(self._sweep())]
 
+    def hurry(self) -> None:
+        """There is news of the node: if it is not connected, it is tried again at once."""
+        if not self.connected:
+            self._dialer.hurry()
+
     async def detach(self, channel: Addressee) -> None:
         """That store is not asked any more; what waits for it gets an error. The last one ends the link."""
         if channel not in self._channels:
@@ -215,6 +220,11 @@ class Links:
             link = self._links[url] = NodeLink(url, self._limits, self._session, self._cluster)
         link.attach(channel)
         return link
+
+    def hurry(self) -> None:
+        """There is news of the nodes: those that are not connected are tried again at once."""
+        for link in self._links.values():
+            link.hurry()
 
     async def detach(self, channel: Addressee, link: NodeLink) -> None:
         """It does not any more, and ends with its last channel."""

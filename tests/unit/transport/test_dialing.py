@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
+import itertools
 import logging
 
 import pytest
@@ -46,6 +48,30 @@ def test_that_no_file_may_be_opened_is_told_at_once(caplog: pytest.LogCaptureFix
         outage.goes_on(OSError(errno.EMFILE, "Too many open files"), now_s)
     (said,) = caplog.messages
     assert "raise the limit of open files" in said
+
+
+class Impatient(asyncio.Timeout):
+    """Over at once; `waits` has how long it should have been."""
+
+    waits: list[float]
+
+    def __init__(self, wait_s: float) -> None:
+        self.waits.append(wait_s)
+        super().__init__(asyncio.get_running_loop().time())
+
+
+async def test_a_node_that_comes_back_is_tried_after_a_fifth_of_its_outage_at_the_latest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Impatient, "waits", [], raising=False)
+    monkeypatch.setattr(asyncio, "timeout", Impatient)
+    dialer = Dialer("http://far", Limits(reconnect_wait_s_max=1.0), None, ClusterSession())  # type: ignore[arg-type]
+    for _ in range(30):
+        await dialer.pause()
+    ended_s = itertools.accumulate(Impatient.waits)
+    assert all(wait_s <= 0.2 * outage_s + 0.01 for wait_s, outage_s in zip(Impatient.waits, ended_s, strict=True))
+    assert (Impatient.waits[0], Impatient.waits[-1]) == (0.01, 1.0)
+    assert sum(wait_s < 1.0 for wait_s in Impatient.waits) <= 21
 
 
 class Store:

@@ -13,7 +13,9 @@ from aiohttp import web
 
 from kvstore.config import Limits
 from kvstore.errors import OutcomeUnknown, Unavailable
+from kvstore.placement.cluster_map import at_home, first_map
 from kvstore.protocol import Answer, ForStore, Get, Put, Request, encode_frame
+from kvstore.router.channels import MemberChannels
 from kvstore.transport.channel import Channel, Connection, Handle
 from kvstore.transport.link import Links
 from kvstore.transport.sessions import ClusterSession
@@ -39,9 +41,10 @@ class Node:
         self.hellos: list[str] = []
         self.holds: set[str] = set()
         self.refused = 0
+        self.is_starting = False
 
     def handle_of(self, store_id: str) -> Handle | None:
-        if store_id not in STORES:
+        if store_id not in STORES or self.is_starting:
             return None
 
         def handle(request: Request, connection: Connection) -> None:
@@ -123,6 +126,24 @@ async def test_a_shard_that_was_at_the_address_before_does_not_keep_its_successo
         assert node.keys == [("one", "k")]
         await successor.close()
         await former.close()
+
+
+async def test_a_newer_map_is_news_of_a_node_that_was_tried_in_vain(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its primary was started again there, and has a new term."""
+    monkeypatch.setattr("kvstore.transport.dialing._FIRST_PAUSE_S", 1000.0)
+    node.is_starting = True
+    in_a_term = first_map("c", 64, [at_home("s1", node.url, "one")])
+    async with aiohttp.ClientSession() as session:
+        channels = MemberChannels(LIMITS, session, None)
+        channels.open_for(in_a_term)
+        await until(lambda: node.refused)
+        await asyncio.sleep(0.05)  # it pauses
+        node.is_starting = False
+        channels.open_for(msgspec.structs.replace(in_a_term, epoch=2))
+        await until(lambda: channels.by_shard["s1"].connected)
+        await channels.close()
 
 
 async def test_a_new_channel_to_an_address_that_was_tried_in_vain_is_not_kept_waiting(
