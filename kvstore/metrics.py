@@ -91,6 +91,11 @@ class ShardStats(msgspec.Struct):
     batch_ops: Histogram = msgspec.field(default_factory=_sizes)
     commit_s: Histogram = msgspec.field(default_factory=_latencies)
 
+    @property
+    def done(self) -> int:
+        """Operations of batches, and reads of a key."""
+        return self.operations + self.cache_hits + self.cache_misses
+
 
 _SHARD_GAUGES = {
     "keys": "Live keys",

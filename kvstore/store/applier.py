@@ -267,7 +267,7 @@ class Applier:
     @property
     def is_busy(self) -> bool:
         """Whether clients are at work in this store."""
-        return self._load.is_busy(self._tables.environment.monotonic_s(), self._tables.stats.operations)
+        return self._load.is_busy(self._tables.environment.monotonic_s(), self._tables.stats.done)
 
     async def close(self) -> None:
         """Apply everything, and make it durable in the file; what that fails for stays in the log."""

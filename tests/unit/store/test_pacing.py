@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from kvstore.environment import Environment
-from kvstore.protocol import Put
+from kvstore.protocol import Get, Put
 from kvstore.storage.engine import Application
 from kvstore.store.store import Store
-from tests.unit.store.harness import ask, opened
+from tests.unit.store.harness import Sink, ask, opened
 
 T = TypeVar("T")
 
@@ -106,3 +106,33 @@ async def test_a_sweep_that_finds_nothing_leaves_rows_to_gather(tmp_path: Path) 
         async with asyncio.timeout(60):
             await swept.wait()
         assert store.tables.memtable.unapplied_count == 1
+
+
+class Clock(Environment):
+    """Monotonic time that stands still until it is turned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now_s = 1000.0
+
+    def monotonic_s(self) -> float:
+        return self.now_s
+
+
+async def test_clients_that_only_read_are_at_work_as_those_that_write_are(tmp_path: Path) -> None:
+    clock = Clock()
+    async with opened(tmp_path, clock) as store:
+
+        async def get() -> None:
+            store.get(Get(1, "key"), sink := Sink())
+            await sink.answer()
+
+        for call in (lambda: ask(store, Put(1, "key", b"")), get):
+            clock.now_s += 10.0
+            store.applier.is_busy  # noqa: B018 (a window of the meter begins)
+            clock.now_s += 1.0
+            assert not store.applier.is_busy
+            for _ in range(10):
+                await call()
+            clock.now_s += 0.2
+            assert store.applier.is_busy
