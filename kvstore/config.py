@@ -73,7 +73,7 @@ class Limits(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=Tr
     channel_bytes_max: int = 64 * 1024 * 1024
     frame_bytes_max: int = 4 * 1024 * 1024
     request_timeout_s: float = 10.0
-    reroute_timeout_s: float = 5.0
+    reroute_timeout_s: float = 10.0
     reconnect_wait_s_max: float = 1.0
 
     # the store
