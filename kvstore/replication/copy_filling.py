@@ -111,7 +111,8 @@ class CopyFilling:
             snapshot, applied = self.snapshot, self._engine.applied
             if not self._is_of_snapshot(named, at) or snapshot is None:
                 return False
-            whole = snapshot._replace(filled_to=max(highest, at.number))
+            is_early = failpoints.planted("whole-too-early")
+            whole = snapshot._replace(filled_to=at.number if is_early else max(highest, at.number))
             await self._engine.engine.apply(Application([], applied.position, applied.clock, snapshot=whole))
             await self.note_whole()
         self._learned.set()

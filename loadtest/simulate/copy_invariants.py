@@ -1,6 +1,6 @@
 """What must hold of stores that lie on several nodes, after each event of a node that has a copy.
 
-Owns: `CopyInvariants`, `PrimaryInvariants`, and what a copy in sync has.
+Owns: `CopyInvariants`, `PrimaryInvariants`, what a copy in sync has, what a copy that opens a term has granted.
 Promises: looks at more than numbers only when something has changed that bears on it.
 Leaves to others: whose event it was (`cluster`), what holds of each store by itself (`store_invariants`).
 """
@@ -14,6 +14,7 @@ from kvstore.replication import shipping as rules
 from kvstore.replication.copy import StoreCopy
 from kvstore.replication.session import Session
 from kvstore.replication.shipping import Shipping
+from kvstore.shard.resident import Resident
 from kvstore.storage.engine import Engine
 from kvstore.storage.segments import Position
 from kvstore.store.store import Store
@@ -82,7 +83,16 @@ class CopyInvariants:
             )
 
     def _check_filled(self, shard_id: str, copy: StoreCopy) -> None:
-        """A snapshot has become good: the copy has the rows of its primary, as of a record that both have."""
+        """A snapshot has become good: no row is newer than the last record that is applied, and the copy has the rows of
+        its primary, as of a record that both have."""
+        engine = copy.engine
+        assert isinstance(engine, SimulatedEngine)
+        newest = max((row.version for row in engine._all()), default=0)
+        if newest > engine.applied.clock.version:
+            raise Violation(
+                f"the copy {copy.identity.copy_id} of {shard_id} is filled, and has rows up to version {newest}, which "
+                f"are newer than record {engine.applied.position.number}"
+            )
         named, primary = copy.following.session, self._view.primary(shard_id)
         tables = primary.tables if primary is not None else None
         if named is None or tables is None or tables.sender is None or tables.sender.shipping.start != named.start:
@@ -171,6 +181,29 @@ def check_opening(view: View, shard_id: str, shipping: Shipping) -> None:
             raise Violation(
                 f"term {term} of {shard_id} is opened by record {shipping.opening}, and the copy in sync on"
                 f" {replica.node} has record {last.number} of term {last.term}"
+            )
+
+
+def check_opener(view: View, shard_id: str, resident: Resident, copy: StoreCopy) -> None:
+    """A copy that opens a term has promised it only once all that it had granted had run out, so no primary of a lower
+    term may answer beside it.
+
+    Raises Violation.
+    """
+    config = resident._opening.config if resident._opening is not None else None
+    if config is None or copy.following.promised != config.term:
+        return
+    if not copy.lease.may_be_promoted():
+        raise Violation(f"copy {copy.identity.copy_id} of {shard_id} opens term {config.term}, and has granted the lease")
+    for name in view.nodes:
+        store = view.store(name, shard_id)
+        sender = store.tables.sender if store is not None else None
+        if store is None or sender is None or store.identity.store_id != config.store_id:
+            continue
+        if sender.shipping.config.term < config.term and store.tables.may_answer():
+            raise Violation(
+                f"{shard_id} is opened in term {config.term}, and may be answered in term "
+                f"{sender.shipping.config.term} on {name}"
             )
 
 

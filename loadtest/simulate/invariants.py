@@ -7,17 +7,18 @@ Leaves to others: whose event it was (`cluster`), what clients see (`loadtest.hi
 
     a store        applied <= visible <= durable, visible <= committed; versions, sequences, floors never fall
     partitions     one owner that may answer; a store is served in a term by one process of one copy
-    copies         have promised what they follow, and never less than before; a snapshot ends with the primary's rows;
-                   nothing but records changes the rows of a copy that is whole
+    copies         have promised what they follow, and never less than before; a snapshot ends with the primary's rows,
+                   none newer than the records beside them; nothing but records changes the rows of a copy that is whole
     configuration  terms rise; only a copy in sync is promoted; each one in sync has on disk all that is committed, and
                    so has each that its primary asks to count as in sync; a term begins with all records of each copy in
                    sync; a recovered map knows each term that was served
-    lease          while another copy opens a higher term, no primary may answer
+    lease          a copy that opens a term has granted nothing that lasts; while it does, no primary of a lower term may
+                   answer
 """
 
 from __future__ import annotations
 
-from loadtest.simulate.copy_invariants import CopyInvariants, PrimaryInvariants, check_opening
+from loadtest.simulate.copy_invariants import CopyInvariants, PrimaryInvariants, check_opener, check_opening
 from loadtest.simulate.node import NodeServer
 from loadtest.simulate.store_invariants import StoreInvariants
 from loadtest.simulate.term_invariants import MapInvariants, Owners, Terms
@@ -49,6 +50,7 @@ class Invariants:
             if hosted is None:
                 if (copy := resident.local.copy) is not None:
                     self.copies.check(shard_id, copy)
+                    check_opener(self._view, shard_id, resident, copy)
                 continue
             place, store = (server.name, shard_id), hosted.store
             self.stores.check(place, store)

@@ -14,12 +14,13 @@ import pytest
 from kvstore.controller.membership import ClusterState
 from kvstore.placement.cluster_map import Shard
 from kvstore.replication.copy import StoreCopy
+from kvstore.replication.lease import Granted
 from kvstore.shard.resident import Resident
 from kvstore.storage.memory import MemoryEngine
 from kvstore.store.store import Store
 from loadtest.simulate.cluster import Cluster
 from loadtest.simulate.cluster_clients import Client, History
-from loadtest.simulate.copy_invariants import check_opening
+from loadtest.simulate.copy_invariants import check_opener, check_opening
 from loadtest.simulate.ending import is_replicated
 from loadtest.simulate.invariants import Invariants
 from loadtest.simulate.loop import SimulatedLoop
@@ -222,7 +223,43 @@ def test_a_copy_that_a_snapshot_has_just_filled_has_the_rows_of_its_primary(
         invariants.copies.check(settled.shard.id, settled.copy)
 
 
+def test_no_row_of_a_copy_that_a_snapshot_has_just_filled_is_newer_than_its_last_record(
+    settled: Settled, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, copy_id = settled.copy.engine, settled.copy.identity.copy_id
+    assert isinstance(engine, MemoryEngine)
+    rows, clock = dict(engine._rows), engine.applied.clock
+    key = next(key for key in rows if key[0] == "value")
+    rows[key] = rows[key]._replace(version=clock.version + 1)
+    monkeypatch.setattr(engine, "_rows", rows)
+    invariants = settled.invariants
+    invariants.copies._filling[copy_id] = None
+    with pytest.raises(Violation, match=rf"rows up to version {clock.version + 1}, which are newer than record"):
+        invariants.copies.check(settled.shard.id, settled.copy)
+
+
 # --- terms and maps
+
+
+def test_a_copy_that_opens_a_term_has_granted_nothing_that_lasts_and_no_primary_may_answer_beside_it(
+    settled: Settled, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    view, shard, copy = settled.cluster.view, settled.shard, settled.copy
+    guest, sender = view.resident(shard.replicas[0].node, shard.id), settled.store.tables.sender
+    assert guest is not None
+    assert sender is not None
+    next_term = sender.shipping.config.term + 1
+    opening = SimpleNamespace(config=sender.shipping.config._replace(term=next_term))
+    monkeypatch.setattr(guest, "_opening", opening)
+    check_opener(view, shard.id, guest, copy)  # not as long as it is not promised
+    monkeypatch.setattr(copy.notes, "following", copy.following._replace(promised=next_term))
+    with pytest.raises(Violation, match=f"opens term {next_term}, and has granted the lease"):
+        check_opener(view, shard.id, guest, copy)
+    monkeypatch.setattr(copy.lease, "given", Granted(0.0))
+    with pytest.raises(Violation, match=rf"opened in term {next_term}, and may be answered in term {next_term - 1} on"):
+        check_opener(view, shard.id, guest, copy)
+    monkeypatch.setattr(sender.lease, "_until", 0.0)
+    check_opener(view, shard.id, guest, copy)
 
 
 def test_no_primary_may_answer_while_a_copy_opens_a_higher_term(
