@@ -53,6 +53,7 @@ NEMESES: Mapping[str, Mapping[str, Act]] = {
         "die": copy_faults.die,
     },
     "late": {"pages come late": copy_faults.come_late},
+    "early": {"return early": copy_faults.return_early},
     "clock": {"wall clock jumps": disk_faults.jump},
     "store": {"map store away": changes.take_record_away, "lose the record": changes.lose_record},
     "older": {"put an old copy back": copy_faults.put_old_back},
@@ -65,8 +66,8 @@ NEMESES: Mapping[str, Mapping[str, Act]] = {
         "leave behind": changes.leave_behind,
     },
 }
-ONLY_WITH_COPIES = ("copies", "late", "older")
-APART = ("late",)  # they are drawn from a generator of their own: a schedule that has none is what it was without them
+ONLY_WITH_COPIES = ("copies", "late", "early", "older")
+APART = {"late": "apart", "early": "early"}  # each with a generator, so a schedule without one is what it was before
 ALONE = ("older",)  # what it is about is lost by faults of the controller, too, if they come at the wrong moment
 USUAL = tuple(each for each in NEMESES if each not in ALONE)
 _ACTS = {kind: act for acts in NEMESES.values() for kind, act in acts.items()}
@@ -87,11 +88,14 @@ class Fault(NamedTuple):
     seed: int
 
 
-def draw(rng: random.Random, apart: random.Random, seconds: float, nemeses: Sequence[str]) -> list[Fault]:
-    """The schedule of a run. `apart`: the generator for those of `APART`."""
+def draw(rng: random.Random, seed: int, seconds: float, nemeses: Sequence[str]) -> list[Fault]:
+    """The schedule of a run. `rng`: the generator for all but those of `APART`."""
     usual = [each for each in nemeses if each not in APART]
-    rare = _drawn(apart, seconds, [each for each in nemeses if each in APART], _PAUSE_APART_S if usual else _PAUSE_S)
-    return sorted([*_drawn(rng, seconds, usual, _PAUSE_S), *rare])
+    faults = _drawn(rng, seconds, usual, _PAUSE_S)
+    for nemesis in (each for each in nemeses if each in APART):
+        apart = random.Random(f"{seed} schedule {APART[nemesis]}")
+        faults += _drawn(apart, seconds, [nemesis], _PAUSE_APART_S if usual else _PAUSE_S)
+    return sorted(faults)
 
 
 def _drawn(rng: random.Random, seconds: float, nemeses: Sequence[str], pause_s: float) -> list[Fault]:

@@ -103,8 +103,8 @@ def scheduled(seed: int, seconds: float, nemeses: Iterable[str], replicas: int =
 
 def _schedule(seed: int, seconds: float, nemeses: Iterable[str]) -> tuple[bool, list[Fault]]:
     """Whether the failpoints between messages are passed, too; and the faults."""
-    rng, apart = random.Random(f"{seed} schedule"), random.Random(f"{seed} schedule apart")
-    return rng.random() < 0.5, draw(rng, apart, seconds, list(nemeses))
+    rng = random.Random(f"{seed} schedule")
+    return rng.random() < 0.5, draw(rng, seed, seconds, list(nemeses))
 
 
 class _Simulation:

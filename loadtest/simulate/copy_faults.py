@@ -1,6 +1,6 @@
 """Faults that only a cluster with copies has.
-A primary that is deposed and does not know, a snapshot that another one begins again, pages that come late, a node that
-stays dead.
+A primary that is deposed and does not know, or is back while that is done; a snapshot that another one begins again,
+pages that come late, a node that stays dead.
 
 Owns: what happens in which order, watched for in the cluster, so that rules of copies are needed by it.
 Promises: each ends by itself, and leaves no link cut.
@@ -8,6 +8,8 @@ Leaves to others: when they come (`cluster_faults`), what must hold (`invariants
 
     depose      the primary stands still, or is cut from the controller and its copies, until one is promoted; as soon
                 as that one has promised its term it is reached again, but the controller later; or both at once
+    return      the primary is cut from the controller and its copies until one of these is about to open a higher term;
+                what it has sent comes while the promise of that is written, on a slow disk
     interrupt   a page of a snapshot is held up on its way until another primary sends its own snapshot to that copy, or
                 has sent all of it
     come late   a page of a snapshot is lost on its way, and its primary begins again; the kernel of the one that has
@@ -29,6 +31,7 @@ from kvstore.placement.cluster_map import Shard
 from kvstore.replication.messages import SnapshotPage, decode_from_primary
 from kvstore.storage.engine import Engine
 from loadtest.simulate.cluster import Cluster
+from loadtest.simulate.environment import SYNC_S
 from loadtest.simulate.network import End, both_ways, lost_by_none
 from loadtest.simulate.view import good_copies, in_sync
 
@@ -36,6 +39,7 @@ T = TypeVar("T")
 
 _LOOK_S = 0.01
 _PROMOTED_S = 6.0
+_PROMISE_S = 0.05
 _FILLING_S = 5.0
 _BEATS_S = 0.6  # in which a node of a simulated cluster beats more than once
 _FILLED_S = 4.0  # then the second one is whole, mostly
@@ -76,6 +80,26 @@ async def depose(cluster: Cluster, rng: random.Random) -> None:
     for link in slowed:
         cluster.network.slow.pop(link, None)
     cluster.network.heal_links(links, rng.choice((0.0, 0.5, 1.0)))
+
+
+async def return_early(cluster: Cluster, rng: random.Random) -> None:
+    """The primary of some shard, as described above."""
+    shards = [shard for shard in cluster.view.shards if in_sync(shard)]
+    if not shards:
+        return
+    shard = rng.choice(shards)
+    primary, nodes = shard.primary.node, [each.node for each in shard.replicas]
+    to_copies, to_controller = both_ways(primary, nodes), both_ways(primary, [cluster.controller.name])
+    disks = [cluster.nodes[each].environment for each in nodes if each in cluster.nodes]
+    cluster.network.cut_links([*to_copies, *to_controller])
+    for disk in disks:
+        disk.sync_s = _PROMISE_S
+    await _until(lambda: _is_opening(cluster, shard), _PROMOTED_S)
+    cluster.network.heal_links(to_copies, 0.0)
+    await asyncio.sleep(rng.uniform(0.1, 2.0))
+    for disk in disks:
+        disk.sync_s = SYNC_S
+    cluster.network.heal_links(to_controller, rng.choice((0.0, 0.5, 1.0)))
 
 
 async def interrupt(cluster: Cluster, rng: random.Random) -> None:
@@ -199,6 +223,14 @@ def _is_opened_elsewhere(cluster: Cluster, shard: Shard) -> bool:
     """A copy has promised a higher term, most likely to itself."""
     copies = (cluster.view.copy(each.node, shard.id) for each in shard.replicas)
     return any(copy is not None and copy.following.promised > shard.term for copy in copies)
+
+
+def _is_opening(cluster: Cluster, shard: Shard) -> bool:
+    """A copy begins to open a higher term, which it has to promise first."""
+    residents = (cluster.view.resident(each.node, shard.id) for each in shard.replicas)
+    openings = (resident._opening for resident in residents if resident is not None)
+    configs = (opening.config for opening in openings if opening is not None)
+    return any(config is not None and config.term > shard.term for config in configs)
 
 
 def _filling(cluster: Cluster) -> tuple[Shard, str, Engine] | None:

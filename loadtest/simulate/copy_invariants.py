@@ -83,8 +83,8 @@ class CopyInvariants:
             )
 
     def _check_filled(self, shard_id: str, copy: StoreCopy) -> None:
-        """A snapshot has become good: no row is newer than the last record that is applied, and the copy has the rows of
-        its primary, as of a record that both have."""
+        """A snapshot has become good: the copy has no row that is newer than the last record that is applied, and the
+        rows of its primary, as of a record that both have."""
         engine = copy.engine
         assert isinstance(engine, SimulatedEngine)
         newest = max((row.version for row in engine._all()), default=0)
@@ -194,7 +194,8 @@ def check_opener(view: View, shard_id: str, resident: Resident, copy: StoreCopy)
     if config is None or copy.following.promised != config.term:
         return
     if not copy.lease.may_be_promoted():
-        raise Violation(f"copy {copy.identity.copy_id} of {shard_id} opens term {config.term}, and has granted the lease")
+        who = f"copy {copy.identity.copy_id} of {shard_id}"
+        raise Violation(f"{who} opens term {config.term}, and what it has granted lasts")
     for name in view.nodes:
         store = view.store(name, shard_id)
         sender = store.tables.sender if store is not None else None

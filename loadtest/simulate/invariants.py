@@ -12,8 +12,7 @@ Leaves to others: whose event it was (`cluster`), what clients see (`loadtest.hi
     configuration  terms rise; only a copy in sync is promoted; each one in sync has on disk all that is committed, and
                    so has each that its primary asks to count as in sync; a term begins with all records of each copy in
                    sync; a recovered map knows each term that was served
-    lease          a copy that opens a term has granted nothing that lasts; while it does, no primary of a lower term may
-                   answer
+    lease          a copy that opens a term has granted nothing that lasts, and no primary of a lower one may answer
 """
 
 from __future__ import annotations

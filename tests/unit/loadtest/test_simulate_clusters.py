@@ -129,6 +129,12 @@ def test_a_planted_bug_is_found_and_shown_with_its_replay_and_a_smaller_one_that
     assert json.loads(again.stdout.splitlines()[-1])["total"]["calls"] < document["total"]["calls"] / 4
 
 
+def test_a_primary_returns_while_its_copy_writes_the_promise_of_a_higher_term() -> None:
+    """Seen by what the copy grants it then, where it may."""
+    ran = Plan("cluster", 6.0, ["early"], bug="grant-while-promising", replicas=2).run(0)
+    assert "and what it has granted lasts" in ran.verdict
+
+
 @pytest.mark.parametrize("bug", ["answer-before-copies", "old-term-taken", "promise-not-durable"])
 def test_a_rule_of_copies_that_is_taken_out_is_found_and_made_smaller_with_its_copies(bug: str) -> None:
     plan = Plan("cluster", 6.0, bug=bug, replicas=2)

@@ -253,7 +253,7 @@ def test_a_copy_that_opens_a_term_has_granted_nothing_that_lasts_and_no_primary_
     monkeypatch.setattr(guest, "_opening", opening)
     check_opener(view, shard.id, guest, copy)  # not as long as it is not promised
     monkeypatch.setattr(copy.notes, "following", copy.following._replace(promised=next_term))
-    with pytest.raises(Violation, match=f"opens term {next_term}, and has granted the lease"):
+    with pytest.raises(Violation, match=f"opens term {next_term}, and what it has granted lasts"):
         check_opener(view, shard.id, guest, copy)
     monkeypatch.setattr(copy.lease, "given", Granted(0.0))
     with pytest.raises(Violation, match=rf"opened in term {next_term}, and may be answered in term {next_term - 1} on"):
