@@ -83,8 +83,8 @@ class CopyInvariants:
             )
 
     def _check_filled(self, shard_id: str, copy: StoreCopy) -> None:
-        """A snapshot has become good: the copy has no row that is newer than the last record that is applied, and the
-        rows of its primary, as of a record that both have."""
+        """A snapshot has become good: the copy has the rows of its primary, as of a record that both have.
+        None of its rows is newer than the last record that it has applied."""
         engine = copy.engine
         assert isinstance(engine, SimulatedEngine)
         newest = max((row.version for row in engine._all()), default=0)
@@ -185,8 +185,8 @@ def check_opening(view: View, shard_id: str, shipping: Shipping) -> None:
 
 
 def check_opener(view: View, shard_id: str, resident: Resident, copy: StoreCopy) -> None:
-    """A copy that opens a term has promised it only once all that it had granted had run out, so no primary of a lower
-    term may answer beside it.
+    """A copy that has promised the term that it opens: all that it had granted has run out.
+    No primary of a lower term may answer beside it.
 
     Raises Violation.
     """
