@@ -23,7 +23,7 @@ from kvstore.replication.configuration import Configuration, Replica, Request, c
 def heir(config: Configuration, heard: Heard, now: float) -> str | None:
     """The node of the copy in sync with the highest position that takes over from a primary whose node stops.
     None if no living one stays."""
-    staying = (each for each in heard.reports_of(config.shard) if stays(each.node, heard, now))
+    staying = (each for each in heard.reports_of(config.shard, now) if stays(each.node, heard, now))
     best = failover.successor(config, staying, now, heard.detector.failover_after_s)
     return best.node if best is not None else None
 

@@ -1,7 +1,8 @@
 """What the controller has heard of the nodes: their last beats, who echoes, who stops.
 
 Owns: the memory of one controller process; nothing of it is stored.
-Promises: a node is heard only while it echoes this process's answers, or has just announced itself.
+Promises: a node is heard only while it echoes this process's answers, or has just announced itself; the copies of
+another one take over from no primary.
 Leaves to others: since when a node is silent (`failure_detector`), what follows from it (`replicas`), where copies go
 (`copy_places`). Times are arguments.
 """
@@ -17,7 +18,7 @@ from kvstore.placement.cluster_map import ClusterMap
 from kvstore.replication import beats, failover
 from kvstore.replication.beats import Beat, CopyReport
 
-_ECHOES_MAX = 16  # of so many answers one may still be on its way
+_ECHOES_MAX = 2  # answers lost in a row: a node beats again only once the last beat is answered, or given up
 
 
 class NodeHeard(NamedTuple):
@@ -125,10 +126,13 @@ class Heard:
         """Since when that copy is in sync and its node is heard."""
         return self._synced.get((shard, copy_id, joined))
 
-    def reports_of(self, shard: str) -> Iterator[failover.Report]:
-        """What all nodes told last of their copies of that shard; of damaged ones nothing."""
+    def reports_of(self, shard: str, now: float) -> Iterator[failover.Report]:
+        """What the nodes that are near told last of their copies of that shard; of damaged ones nothing.
+
+        A node that tells and does not hear would not follow a map that promotes its copy.
+        """
         for node, heard in self._nodes.items():
-            for told in heard.beat.copies if heard.beat is not None else ():
+            for told in heard.beat.copies if heard.beat is not None and self.is_near(node, now) else ():
                 if told.shard == shard and told.role != "damaged":
                     yield failover.Report(node, told.copy_id, heard.at, told.silent_s, told.term, told.number)
 

@@ -153,7 +153,7 @@ class Decider:
             return None
         best = failover.candidate(
             config,
-            self._heard.reports_of(config.shard),
+            self._heard.reports_of(config.shard, self._now),
             since,
             self._now,
             self._limits.failover_after_s,
@@ -174,7 +174,8 @@ class Decider:
             return None
         if not failover.may_fail_over(self._damping.get(config.shard, Damping()), self._now):
             return None
-        reports, committed = self._heard.reports_of(config.shard), self._heard.committed(config.store_id)
+        reports = self._heard.reports_of(config.shard, self._now)
+        committed = self._heard.committed(config.store_id)
         best = failover.successor(config, reports, self._now, self._limits.failover_after_s, committed)
         if best is None:
             return None

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from kvstore import failpoints
+from kvstore.replication.beats import beat_every_s
 from kvstore.replication.configuration import Configuration, Primary, Replica, Request
 
 # --- changes of the configuration: each returns the one of the map `epoch`, or None if nothing is to change
@@ -121,6 +122,8 @@ def _without(config: Configuration, old: Replica, epoch: int) -> Configuration:
 
 # --- who is dead, and who takes over
 
+_LIVING_BEATS = 2  # a report is living while it is at most so many beat intervals old: the next one may be late
+
 
 class Report(NamedTuple):
     """What a node told last of its copy of a shard.
@@ -136,9 +139,10 @@ class Report(NamedTuple):
 
 
 def is_echo(echoed: tuple[str, int], start: str, beat: int, beats_max: int) -> bool:
-    """Whether a node hears this controller: it echoes the id of its start, and one of its last beats.
+    """Whether a node hears this controller: it echoes the id of its start, and one of its last answers.
 
-    A link that works one way only would otherwise leave a shard unserved, with no node held for dead.
+    `beat`: the number of the last one; `beats_max`: how many before that count, too. A link that works one way only
+    would otherwise leave a shard unserved, with no node held for dead.
     """
     return echoed[0] == start and beat - beats_max <= echoed[1] <= beat
 
@@ -158,14 +162,17 @@ def candidate(
 ) -> Report | None:
     """The copy in sync with the highest position that takes over from a silent primary; None if none may.
 
-    Each must itself have reported, under the id of the map, since the primary fell silent and within the time after
-    which a node is held for dead, that it has not heard the primary for that time either: a controller that is cut off
-    promotes no copy. `committed`: the number of a record that is known to be committed; what ends below it is older.
+    Each must itself have reported, under the id of the map, since the primary fell silent and within the last two beat
+    intervals, that it has not heard the primary for that time either. The time since the report does not count: a
+    controller that is cut off knows nothing of it, and promotes no copy. So a failover waits for the first beat of the
+    copy by which it has been silent for long enough, one beat interval at most. `committed`: the number of a record
+    that is known to be committed; what ends below it is older.
     """
+    living_s = _LIVING_BEATS * beat_every_s(failover_after_s)
     may = [
         report
         for report in _of_living(config, reports, now, failover_after_s)
-        if report.at >= silent_since and report.silent_s + (now - report.at) >= failover_after_s
+        if report.at >= silent_since and now - report.at <= living_s and report.silent_s >= failover_after_s
     ]
     return _longest(may, committed)
 

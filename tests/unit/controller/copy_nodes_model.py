@@ -24,6 +24,8 @@ from kvstore.replication.configuration import Configuration, configuration_of
 
 LIMITS = Limits(down_out_s=60.0)
 BEAT_S = 0.25
+BEACON_S = LIMITS.lease_s / 8
+UNANSWERED_MAX = 3  # beats of a node that may be promoted all the same
 
 
 @dataclass
@@ -46,6 +48,8 @@ class ModelNode:
     hears_controller: bool = True  # else its beats arrive, and the answers do not
     stops: bool = False  # its process is about to end
     echo: Echo = field(default_factory=Echo)
+    unanswered: int = 0  # beats in a row
+    is_announced: bool = True
 
 
 class Model:
@@ -64,6 +68,9 @@ class Model:
         self.heard = Heard("controller", limits, self.now, self.told)
         self.damping: dict[str, failover.Damping] = {}
         self.steps: list[Step] = []
+        self.hears_nobody = False  # the controller is cut off from all nodes
+        self._heard_at = self.now
+        self._followed = self.map  # by nodes that are cut off
 
     @property
     def map(self) -> ClusterMap:
@@ -85,10 +92,11 @@ class Model:
 
     def up(self, name: str) -> None:
         node = self.nodes[name]
-        node.is_up, node.stops, node.echo = True, False, Echo()
+        node.is_up, node.stops, node.echo, node.unanswered = True, False, Echo(), 0
         for copy in node.copies.values():
             copy.opened, copy.given_back, copy.heard_primary_at = 0, 0, self.now
-        self.heard.announced(name, self.now)
+        node.is_announced = False
+        self._announce(node)
 
     def wipe(self, name: str) -> None:
         self.nodes[name].copies.clear()
@@ -98,13 +106,29 @@ class Model:
             self.turn()
 
     def turn(self) -> None:
-        """A beat of every node, and one decision."""
-        self.now += BEAT_S
-        self.heard.detector.turn(self.now)
-        for node in self.nodes.values():
+        """A beat of every node, one after the other, and one decision."""
+        self.beats()
+        self.decide()
+
+    def beats(self) -> None:
+        """A beat of every node, one after the other.
+        A controller that hears none of them decides in between, too: what it knows of each grows old one by one."""
+        end = self.now + BEAT_S
+        for left, node in reversed(list(enumerate(reversed(self.nodes.values())))):
+            self.now = end - left * BEAT_S / len(self.nodes)
             if node.is_up:
                 self._follow(node)
                 self._beat(node)
+            if self.hears_nobody:
+                self.decide()
+        self.now = end
+
+    def wakes(self, name: str) -> None:
+        """A beat of that node, which has heard of no other one since its last."""
+        self._beat(self.nodes[name])
+
+    def decide(self) -> None:
+        self.heard.detector.turn(self.now)
         self.heard.follow(self.map, self.now)
         decided = Decider(self.state, self.heard, self.damping, self.limits, self.now).decide(self._new_id, 0)
         self._take(decided)
@@ -116,6 +140,8 @@ class Model:
         for step in decided.steps:
             self.steps.append(step)
             if step.why == "silent":
+                assert self.now - self._heard_at <= 2 * BEAT_S, "a controller that hears nobody promotes nobody"
+                assert self.nodes[step.after.primary.node].unanswered <= UNANSWERED_MAX, "a deaf node follows no map"
                 before = self.damping.get(step.after.shard, failover.Damping())
                 self.damping[step.after.shard] = failover.failed_over(before, self.now, 2.0, 60.0)
         self.state = decided.state
@@ -125,9 +151,16 @@ class Model:
 
     # --- a node
 
+    def _announce(self, node: ModelNode) -> None:
+        if not node.is_announced and not self.hears_nobody:
+            node.is_announced = True
+            self.heard.announced(node.name, self.now)
+
     def _follow(self, node: ModelNode) -> None:
+        if not self.hears_nobody:
+            self._followed = self.map
         for shard, copy in node.copies.items():
-            config = configuration_of(self.map, shard)
+            config = configuration_of(self._followed, shard)
             if config is None:
                 continue
             primary = self.nodes[config.primary.node]
@@ -139,7 +172,7 @@ class Model:
             copy.opened = 0
             served = primary.copies.get(shard)
             if primary.is_up and served is not None and served.opened == config.term:
-                copy.heard_primary_at = self.now
+                copy.heard_primary_at = max(copy.heard_primary_at, self.now - self.now % BEACON_S)
                 copy.promised = max(copy.promised, config.term)
 
     def _requests(self, node: ModelNode) -> list[Asked]:
@@ -179,6 +212,10 @@ class Model:
         )
 
     def _beat(self, node: ModelNode) -> None:
+        if self.hears_nobody:
+            return
+        self._announce(node)
+        self._heard_at = self.now
         beat = Beat(
             node=node.name,
             start="x",
@@ -190,8 +227,10 @@ class Model:
             requests=self._requests(node),
         )
         number = self.heard.take(beat, self.now)
+        node.unanswered += 1
         if not node.hears_controller:
             return
+        node.unanswered = 0
         node.echo = Echo(start="controller", beat=number)
         places = Places(self.map, self.heard, self.limits, self.now)
         for dropped in places.to_drop(node.name):

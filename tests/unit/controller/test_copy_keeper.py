@@ -15,6 +15,7 @@ from kvstore.config import Limits
 from kvstore.controller import copy_keeper
 from kvstore.controller.copy_asks import with_replicas
 from kvstore.controller.membership import ClusterState
+from kvstore.environment import SYSTEM
 from kvstore.placement.cluster_map import ClusterMap
 from kvstore.replication.beats import Asked, Beat, BeatAnswer, CopyReport, Echo
 from kvstore.replication.configuration import Configuration, configuration_of
@@ -130,6 +131,29 @@ async def test_a_silent_primary_is_replaced_once_its_copy_says_that_it_does_not_
     await nodes.until(lambda: nodes.config("s1").primary.node == "s2")
     assert nodes.config("s1").term == nodes.map.epoch or nodes.config("s1").term > 1
     assert [copy.node for copy in nodes.config("s1").replicas] == ["s1"]
+
+
+async def test_nobody_is_promoted_by_the_first_beat_after_all_machines_stood_still(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The copy's node wakes first, and has not heard its primary either."""
+    slept_s, boottime_s = [0.0], SYSTEM.boottime_s
+    monkeypatch.setattr(SYSTEM, "boottime_s", lambda: boottime_s() + sum(slept_s))
+    async with running(tmp_path, QUICK) as controller:
+        nodes = Nodes(controller, await controller.form())
+        await in_sync(nodes)
+        await nodes.beats()
+        before = nodes.config("s1")
+        heir = next(copy for copy in nodes.copies["s2"] if copy.shard == "s1")
+        nodes.copies["s2"].remove(heir)
+        nodes.copies["s2"].append(msgspec.structs.replace(heir, silent_s=3600.0))
+        slept_s.append(3600.0)
+        await nodes.beat("s2")
+        await asyncio.sleep(0.05)  # it is decided
+        nodes.copies["s2"][-1] = heir
+        for _ in range(5):
+            await nodes.beats()
+        assert nodes.config("s1") == before._replace(epoch=nodes.map.epoch)
 
 
 async def test_the_end_of_each_log_is_told_primary_first_with_how_old_that_word_is(nodes: Nodes) -> None:

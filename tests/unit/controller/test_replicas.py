@@ -73,6 +73,80 @@ def test_a_silent_primary_is_replaced_by_its_copy_in_a_new_term_and_taken_out() 
     assert model.copy_nodes("s1", "joining") == {"s1"}
 
 
+def test_a_controller_that_hears_nobody_promotes_nobody() -> None:
+    """Its own deafness says nothing about the copies, whenever it begins between their beats."""
+    for turns in range(3):
+        model = replicated(4)
+        for _ in range(turns):
+            model.turn()
+        model.hears_nobody = True
+        model.run(5)
+        assert model.steps == []
+        model.hears_nobody = False
+        model.run(5)
+        assert model.steps == []
+
+
+def test_what_was_not_heard_while_all_machines_stood_still_is_no_silence() -> None:
+    """The first node that wakes has not heard its primary either."""
+    model = replicated()
+    (heir,) = model.copy_nodes("s1")
+    model.now += 3600
+    model.wakes(heir)
+    model.decide()
+    model.run(5)
+    assert model.steps == []
+    assert not any(node.given_up for node in model.map.nodes)
+
+
+def test_a_node_that_tells_and_does_not_hear_is_silent() -> None:
+    model = replicated()
+    model.nodes["s1"].hears_controller = False
+    model.run(4)
+    silent = [name for name in model.nodes if model.heard.detector.is_silent(name, model.now)]
+    assert silent == ["s1"]
+    model.nodes["s1"].hears_controller = True
+    model.run(1)
+    assert not model.heard.detector.is_silent("s1", model.now)
+
+
+def test_a_copy_on_a_node_that_does_not_hear_does_not_take_over() -> None:
+    """It would win by its name, and never follow the map that promotes it."""
+    model = replicated(3, 3)
+    model.nodes["s3"].hears_controller = False
+    model.run(8)
+    model.down("s1")
+    model.run(5)
+    assert [step.after.primary.node for step in model.steps if step.why == "silent"] == ["s2"]
+    assert model.config("s1").primary.node == "s2"
+
+
+def test_what_a_primary_asks_for_that_does_not_hear_is_not_granted() -> None:
+    model = replicated()
+    (copy,) = model.copy_nodes("s1")
+    model.nodes["s1"].hears_controller = False
+    model.run(4)
+    model.down(copy)
+    model.run(4)
+    assert model.copy_nodes("s1") == {copy}
+
+
+def test_what_a_primary_asked_for_before_it_fell_silent_is_not_granted_any_more() -> None:
+    """The controller could not decide in time; by then the copy may be there and the primary dead."""
+    model = replicated()
+    (copy,) = model.copy_nodes("s1")
+    model.down(copy)
+    model.beats()
+    asked = model.heard.beat_of("s1")
+    assert asked is not None
+    assert [(each.kind, each.shard) for each in asked.requests] == [("out", "s1")]
+    model.down("s1")
+    for _ in range(9):
+        model.beats()
+    model.decide()
+    assert model.copy_nodes("s1") == {copy}
+
+
 def test_a_dead_copy_in_sync_stays_until_the_file_of_the_one_that_opens_is_found_to_be_whole() -> None:
     model = replicated()
     (heir,) = model.copy_nodes("s1")
@@ -450,7 +524,7 @@ def test_a_node_whose_shard_leaves_goes_when_its_copies_are_in_sync_elsewhere() 
 
 EVENTS = st.lists(
     st.tuples(
-        st.sampled_from(["down", "up", "wipe", "deaf", "run", "long"]), st.sampled_from(["s1", "s2", "s3", "s4"])
+        st.sampled_from(["down", "up", "wipe", "deaf", "cut", "run", "long"]), st.sampled_from(["s1", "s2", "s3", "s4"])
     ),
     max_size=25,
 )
@@ -467,6 +541,8 @@ def _happens(model: Model, event: str, name: str) -> None:
         model.wipe(name)
     elif event == "deaf":
         node.hears_controller = not node.hears_controller
+    elif event == "cut":
+        model.hears_nobody = not model.hears_nobody
     model.run({"run": 1.0, "long": 4.0}.get(event, 0.5))
 
 
@@ -505,6 +581,7 @@ def test_whatever_nodes_die_and_return_all_is_served_and_copied_in_the_end(
     for event, name in events:
         _happens(model, event, name)
     _check_steps(model)
+    model.hears_nobody = False
     for name, node in model.nodes.items():
         node.hears_controller = True
         if not node.is_up:

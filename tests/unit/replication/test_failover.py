@@ -131,12 +131,22 @@ def test_a_copy_in_sync_that_has_not_heard_its_primary_either_takes_over() -> No
     "changes",
     [
         {"silent_s": 0.1},
+        {"at": 11.9, "silent_s": 1.95},
+        {"at": 11.4},
         {"at": 9.9, "silent_s": 3.0},
         {"copy_id": "emptied"},
         {"node": "n3", "copy_id": "c3"},
         {"node": "n9"},
     ],
-    ids=["hears it", "reported before the silence", "another copy", "joins", "has no copy"],
+    ids=[
+        "hears it",
+        "has not told so yet",
+        "told so more than two beats ago",
+        "reported before the silence",
+        "another copy",
+        "joins",
+        "has no copy",
+    ],
 )
 def test_no_other_one_takes_over(changes: dict[str, object]) -> None:
     assert _candidate(_report(**changes)) is None
@@ -145,6 +155,8 @@ def test_no_other_one_takes_over(changes: dict[str, object]) -> None:
 def test_a_controller_that_was_cut_off_promotes_no_copy_from_old_reports() -> None:
     report = _report(at=10.5)
     assert failover.candidate(CONFIG, [report], silent_since=10.0, now=12.6, failover_after_s=2.0) is None
+    hears_it = _report(at=10.2, silent_s=0.19)
+    assert failover.candidate(CONFIG, [hears_it], silent_since=10.0, now=12.05, failover_after_s=2.0) is None
 
 
 def test_of_several_the_highest_term_and_then_the_highest_number_takes_over() -> None:
