@@ -35,8 +35,10 @@ _FULL_RETRY_S = 0.5
 
 @dataclass(frozen=True, slots=True)
 class DamagedCopy:
-    """`error`: what is wrong, and what a person can do where there is no other copy. `told`: set once the controller
-    has heard of it."""
+    """`error`: what is wrong, and what a person can do where there is no other copy.
+
+    `told`: set once the controller has heard of it.
+    """
 
     shard_id: str
     error: KvError
