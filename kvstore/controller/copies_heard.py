@@ -44,10 +44,21 @@ class CopiesHeard:
         """Whether the primary was not heard for so long that it is replaced."""
         return self._heard.primary_silent_since(*config.primary, self._now) is not None
 
+    def has_no_primary(self, config: Configuration) -> bool:
+        """Whether nothing can serve it before another copy does.
+        The primary is silent, or its node tells that its copy is damaged."""
+        return self.is_primary_silent(config) or self._is_damaged(config.primary.node, config.shard)
+
     def in_sync_here(self, config: Configuration) -> list[str]:
-        """The nodes that are heard and have a copy in sync, one of which takes over from a silent primary."""
+        """The nodes that are heard and have a copy in sync, one of which takes over where there is no primary."""
         here = [copy for copy in config.in_sync if self._heard.is_here(copy.node, self._now)]
-        return [copy.node for copy in here if not self.is_older(config, copy)]
+        whole = [copy for copy in here if not self._is_damaged(copy.node, config.shard)]
+        there = [copy for copy in whole if not self._heard.lacks(copy.node, copy.copy_id, self._now)]
+        return [copy.node for copy in there if not self.is_older(config, copy)]
+
+    def _is_damaged(self, node: str, shard: str) -> bool:
+        report = self.report(node, shard)
+        return report is not None and report.role == "damaged"
 
     def is_older(self, config: Configuration, copy: Primary | Replica) -> bool:
         """Whether the copy ends below what was committed.

@@ -29,8 +29,8 @@ FAILOVERS_SHOWN_MAX = 5
 def described(places: Places, known: Sequence[Change] = ()) -> dict[str, Any]:
     """`silent`: for how many seconds each node that is held for dead was silent; `copies`: those of each shard;
     `unserved`: shards whose primary does not answer; `missing`: by shard, nodes whose copy is not in sync;
-    `stranded`: shards that only their silent primary's node can serve; `older`: shards that are not served since all
-    that is here of them is older than it should be; `lacking_nodes`: so many more are asked for;
+    `stranded`: shards without a primary, and without a copy in sync that could take over; `older`: shards that are not
+    served since all that is here of them is older than it should be; `lacking_nodes`: so many more are asked for;
     `one_zone`: shards whose copies share a zone or host; `holds_still`: so many nodes are silent that nothing moves;
     `damaged`: by shard and node, what is wrong with the copy's files;
     `given_up_in_s`: until the first of them is given up, None if none will be; `failovers`: the last, newest
@@ -104,15 +104,20 @@ def _disputed(configs: Sequence[Configuration], places: Places) -> dict[str, int
 
 
 def _is_stranded(config: Configuration, places: Places) -> bool:
-    """Its primary is silent, and no copy in sync is on a node that is heard."""
-    return places.copies.is_primary_silent(config) and not places.copies.in_sync_here(config)
+    """It has no primary, and no copy in sync is on a node that is heard."""
+    return places.copies.has_no_primary(config) and not places.copies.in_sync_here(config)
 
 
 def _stranded(config: Configuration, places: Places) -> dict[str, Any]:
-    """The node that is waited for, and another one whose copy has something, if one is heard."""
+    """The nodes that are waited for, the primary's first, and another one whose copy has something, if one is heard.
+
+    `is_damaged`: the primary's copy is, so that node is waited for in vain.
+    """
     here = [copy.node for copy in config.replicas if places.copies.complete(config, copy) is not None]
     waits_for = [config.primary.node, *(copy.node for copy in config.in_sync)]
-    return {"nodes": waits_for, "other": here[0] if here else None}
+    report = places.heard.report(config.primary.node, config.shard)
+    is_damaged = report is not None and report.role == "damaged"
+    return {"nodes": waits_for, "other": here[0] if here else None, "is_damaged": is_damaged}
 
 
 def _older(config: Configuration, places: Places) -> dict[str, int] | None:

@@ -52,15 +52,15 @@ def judged(places: Places, shard_id: str, to: str) -> Loss:
         )
     if (report := places.copies.complete(config, copy)) is None:
         raise ChangeRefused(
-            f"the copy of shard {shard_id} on node {to} was never complete: it cannot be gone on with. `kvstore shard "
-            f"remove {shard_id} --lost` gives up the shard's keys."
+            f"the copy of shard {shard_id} on node {to} was never complete, or is damaged: it cannot be gone on with. "
+            f"`kvstore shard remove {shard_id} --lost` gives up the shard's keys."
         )
     is_older = places.copies.is_older(config, copy)
     return Loss(shard_id, config.store_id, to, copy.copy_id, report.number, is_older)
 
 
 def _refuse_while_served(config: Configuration, places: Places) -> None:
-    if not places.copies.is_primary_silent(config):
+    if not places.copies.has_no_primary(config):
         raise ChangeRefused(
             f"the primary of shard {config.shard} on node {config.primary.node} is heard: nothing has to be lost. "
             "Leave out accept_loss, or wait until it answers."

@@ -42,7 +42,7 @@ class Heard:
         self._told: Mapping[str, int] = told if told is not None else {}
         self.detector = FailureDetector(limits.failover_after_s, now)
         self._nodes: dict[str, NodeHeard] = {}
-        self._lacking: dict[tuple[str, str], float] = {}  # (node, copy id of a primary): since when it is not reported
+        self._lacking: dict[tuple[str, str], float] = {}  # (node, copy id by the map): since when it is not reported
         self._synced: dict[tuple[str, str, int], float] = {}  # (shard, copy id, joined): since when it is in sync
         self._asks_for_beats = False
 
@@ -73,9 +73,9 @@ class Heard:
         lacking, synced = self._lacking, self._synced
         self._lacking, self._synced = {}, {}
         for shard in cluster_map.shards:
-            place = shard.primary.node, shard.primary.copy_id
-            if self.beat_of(place[0]) is not None and self.report(place[0], shard.id, place[1]) is None:
-                self._lacking[place] = lacking.get(place, now)
+            for place in [(shard.primary.node, shard.primary.copy_id), *((c.node, c.copy_id) for c in shard.replicas)]:
+                if self.beat_of(place[0]) is not None and self.report(place[0], shard.id, place[1]) is None:
+                    self._lacking[place] = lacking.get(place, now)
             for copy in shard.replicas:
                 name = shard.id, copy.copy_id, copy.joined
                 if copy.state == "in-sync" and not self.detector.is_silent(copy.node, now):
@@ -119,8 +119,13 @@ class Heard:
         Its node is silent, or has another copy than that one."""
         if self.detector.is_silent(node, now):
             return self.detector.heard_at(node)
-        lacking = self._lacking.get((node, copy_id))
-        return lacking if lacking is not None and now - lacking >= self.detector.failover_after_s else None
+        return self._lacking[node, copy_id] if self.lacks(node, copy_id, now) else None
+
+    def lacks(self, node: str, copy_id: str, now: float) -> bool:
+        """Whether the node has told for long, as silence is counted, of its copies and not of that one, which the map
+        names."""
+        since = self._lacking.get((node, copy_id))
+        return since is not None and now - since >= self.detector.failover_after_s
 
     def in_sync_since(self, shard: str, copy_id: str, joined: int) -> float | None:
         """Since when that copy is in sync and its node is heard."""

@@ -39,7 +39,7 @@ def advice(document: Document) -> dict[str, str]:
         )
     if document["wanted"] is None:
         return _said("warning", "The controller does not answer: all keys are served, but no shard can join or leave.")
-    if sentence := _copies(facts):
+    if sentence := _copies(facts, shards):
         return _said("warning", sentence)
     if document["moves"]:
         return _moving(document["moves"])
@@ -53,7 +53,7 @@ def advice(document: Document) -> dict[str, str]:
     return _said("ok", f"All is well: {owned}.")
 
 
-def _copies(facts: Document) -> str:
+def _copies(facts: Document, shards: Sequence[Document]) -> str:
     """What is not as it should be with them, as far as the controller has heard; empty if nothing is."""
     silent: Mapping[str, float] = facts.get("silent", {})
     missing: Mapping[str, Sequence[str]] = facts.get("missing", {})
@@ -64,10 +64,7 @@ def _copies(facts: Document) -> str:
         )
     if damaged := facts.get("damaged"):
         shard, on = sorted(damaged.items())[0]
-        return (
-            f"The copy of shard {shard} on node {_names(sorted(on))} is damaged: one in sync takes its place, and it "
-            "is rebuilt from that. The node's log says what is wrong."
-        )
+        return _damaged(shard, sorted(on), shards, silent)
     if disputed := facts.get("disputed"):
         shard, count = sorted(disputed.items())[0]
         return (
@@ -90,6 +87,22 @@ def _copies(facts: Document) -> str:
             "node in another one."
         )
     return ""
+
+
+def _damaged(shard_id: str, nodes: Sequence[str], shards: Sequence[Document], silent: Mapping[str, float]) -> str:
+    """Of a shard that is served."""
+    shard: Document = next((each for each in shards if each["id"] == shard_id), {})
+    said = f"The copy of shard {shard_id} on node {_names(nodes)} is damaged"
+    if shard.get("primary") not in nodes:
+        return f"{said}: it is rebuilt from the primary. The node's log says what is wrong."
+    others = [copy["node"] for copy in shard.get("copies", ()) if _is_in_sync(copy) and copy["node"] not in nodes]
+    if any(node not in silent for node in others):
+        return f"{said}: one in sync takes its place, and it is rebuilt from that. The node's log says what is wrong."
+    waits_for = f"none in sync can take its place before node {others[0]} is back" if others else "no other is in sync"
+    return (
+        f"{said}, and {waits_for}: what can be read is served. Save it with `kvstore export`; the node's log says what "
+        "is wrong, and what can be done."
+    )
 
 
 def _filled(facts: Document, shard: str) -> str:
@@ -129,7 +142,7 @@ def _down(down: list[str], shards: Sequence[Document], facts: Document) -> str:
             return _older(shard_id, older, facts.get("stranded", {}).get(shard_id, {}).get("other"))
     for shard_id, stranded in sorted(facts.get("stranded", {}).items()):
         if shard_id in down:
-            return _stranded(shard_id, stranded)
+            return _stranded(shard_id, stranded, facts)
     verb = "does" if len(down) == 1 else "do"
     said = f"Shard {_names(down)} {verb} not answer: its keys cannot be read or written until"
     copies = [copy["node"] for s in shards if s["id"] in down for copy in s.get("copies", ()) if _is_in_sync(copy)]
@@ -142,17 +155,39 @@ def _is_in_sync(copy: Document) -> bool:
     return bool(copy["state"] == "in-sync")
 
 
-def _stranded(shard_id: str, facts: Document) -> str:
-    nodes: Sequence[str] = facts["nodes"]
+def _stranded(shard_id: str, stranded: Document, facts: Document) -> str:
+    if stranded.get("is_damaged"):
+        return _not_whole(shard_id, stranded, facts)
+    nodes: Sequence[str] = stranded["nodes"]
     said = f"Shard {shard_id} has no copy in sync that could take over: it is served again when node {nodes[0]} is back"
     if len(nodes) > 1:
         said += f", or {_names(nodes[1:])}"
-    if (other := facts["other"]) is None:
+    if (other := stranded["other"]) is None:
         return f"{said}. If its disk is lost, `kvstore shard remove {shard_id} --lost` gives up its keys."
     return (
         f"{said}. If that disk is lost, `kvstore shard promote {shard_id} --to {other} --accept-loss` goes on with the "
         "older copy there."
     )
+
+
+def _not_whole(shard_id: str, stranded: Document, facts: Document) -> str:
+    """The primary's copy is damaged, and no copy in sync that is heard can take its place."""
+    primary, *in_sync = stranded["nodes"]
+    silent: Mapping[str, float] = facts.get("silent", {})
+    away = [node for node in in_sync if node in silent]
+    joining = [copy["node"] for copy in facts.get("copies", {}).get(shard_id, ()) if copy["node"] in silent]
+    said = f"Shard {shard_id} is not served: its copy on node {primary} is damaged, and "
+    if away:
+        said += f"one in sync takes its place when node {', or '.join(away)} is back. If that is lost, "
+    else:
+        said += "there is no other one in sync. "
+    if (to := stranded["other"]) is not None:
+        said += f"`kvstore shard promote {shard_id} --to {to} --accept-loss` goes on with the older copy there"
+    elif joining and not away:
+        said += f"Node {joining[0]} may have an older one to go on with: start it"
+    else:
+        said += f"`kvstore shard remove {shard_id} --lost` gives up its keys, which a backup may have"
+    return f"{said}; `kvstore store check` shows what is left of the files on node {primary} while that is stopped."
 
 
 def _older(shard_id: str, facts: Document, other: str | None) -> str:

@@ -242,7 +242,7 @@ class LogPosition(Struct):
     """The end of a copy's log, as its node told last."""
 
     node: ShardId
-    role: Annotated[str, about(enum=["primary", "opening", "copy", "filling"])]
+    role: Annotated[str, about(enum=["primary", "opening", "copy", "filling", "damaged"])]
     serves: bool
     term: Count
     number: Annotated[int, about("Of its last record.", minimum=0)]

@@ -20,7 +20,7 @@ from kvstore.controller.replicas import Decided, Decider, Step, to_give_back
 from kvstore.placement.cluster_map import ClusterMap, at_home, first_map
 from kvstore.replication import failover
 from kvstore.replication.beats import Asked, Beat, CopyReport, Echo
-from kvstore.replication.configuration import Configuration, configuration_of
+from kvstore.replication.configuration import Configuration, Replica, configuration_of
 
 LIMITS = Limits(down_out_s=60.0)
 BEAT_S = 0.25
@@ -38,6 +38,7 @@ class ModelCopy:
     given_back: int = 0
     heard_primary_at: float = 0.0
     is_examined: bool = True
+    damage: str = ""  # found at its node's last start: it is nothing until it is rebuilt
 
 
 @dataclass
@@ -101,6 +102,11 @@ class Model:
     def wipe(self, name: str) -> None:
         self.nodes[name].copies.clear()
 
+    def damage(self, name: str, shard: str) -> None:
+        """The node starts again, and finds its copy of that shard damaged, whose id can be read."""
+        self.nodes[name].copies[shard].damage = "Record 7 is damaged."
+        self.up(name)
+
     def run(self, seconds: float) -> None:
         for _ in range(round(seconds / BEAT_S)):
             self.turn()
@@ -159,9 +165,14 @@ class Model:
     def _follow(self, node: ModelNode) -> None:
         if not self.hears_nobody:
             self._followed = self.map
-        for shard, copy in node.copies.items():
+        for shard, copy in list(node.copies.items()):
             config = configuration_of(self._followed, shard)
             if config is None:
+                continue
+            if copy.damage:
+                here = config.copy_on(node.name)
+                if config.primary.node != node.name and (here is None or here.state != "in-sync"):
+                    node.copies[shard] = ModelCopy(copy.store_id, self._new_id(), heard_primary_at=self.now)
                 continue
             primary = self.nodes[config.primary.node]
             if config.primary == (node.name, copy.copy_id):
@@ -175,15 +186,21 @@ class Model:
                 copy.heard_primary_at = max(copy.heard_primary_at, self.now - self.now % BEACON_S)
                 copy.promised = max(copy.promised, config.term)
 
+    def _is_whole(self, named: Replica, shard: str) -> bool:
+        """The copy that the map names is there, and answers."""
+        there = self.nodes[named.node].copies.get(shard) if self.nodes[named.node].is_up else None
+        return there is not None and there.copy_id == named.copy_id and not there.damage
+
     def _requests(self, node: ModelNode) -> list[Asked]:
         found = []
         for shard, own in node.copies.items():
             config = configuration_of(self.map, shard)
             if config is None or config.primary != (node.name, own.copy_id) or own.promised != config.term:
                 continue
+            if own.damage:
+                continue
             for copy in config.replicas:
-                there = self.nodes[copy.node].copies.get(shard) if self.nodes[copy.node].is_up else None
-                is_there = there is not None and there.copy_id == copy.copy_id
+                is_there = self._is_whole(copy, shard)
                 if is_there == (copy.state == "joining") and (is_there or own.is_examined):
                     kind = "in-sync" if is_there else "out"
                     found.append(Asked(kind=kind, **_named(config), copy_id=copy.copy_id, joined=copy.joined))  # type: ignore[arg-type]
@@ -192,11 +209,10 @@ class Model:
     def _report(self, node: ModelNode, shard: str, copy: ModelCopy) -> CopyReport:
         config = configuration_of(self.map, shard)
         is_primary = config is not None and config.primary == (node.name, copy.copy_id)
-        synced = config is not None and all(
-            self.nodes[each.node].is_up
-            and each.copy_id == getattr(self.nodes[each.node].copies.get(shard), "copy_id", "")
-            for each in config.in_sync
-        )
+        if copy.damage:
+            found = CopyReport(shard=shard, store_id=copy.store_id, copy_id=copy.copy_id, role="damaged")
+            return msgspec.structs.replace(found, promised=copy.promised, damage=copy.damage)
+        synced = config is not None and all(self._is_whole(each, shard) for each in config.in_sync)
         return CopyReport(
             shard=shard,
             store_id=copy.store_id,

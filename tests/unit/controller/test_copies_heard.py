@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from kvstore.config import Limits
 from kvstore.controller.copies_heard import CopiesHeard
 from kvstore.controller.heard import Heard
+from kvstore.placement.cluster_map import Replica as ReplicaOfMap
+from kvstore.placement.cluster_map import at_home, first_map
 from kvstore.replication.beats import Beat, CopyReport, Echo, Role
 from kvstore.replication.configuration import Configuration, Primary, Replica
 
 LIMITS = Limits(failover_after_s=2.0)
 CONFIG = Configuration("s1", "store", 5, 2, Primary("n1", "a"), (Replica("n2", "b", "in-sync", 3),))
+COPY = ReplicaOfMap(node="n2", copy_id="b", state="in-sync", joined=3)
+HOMES = [at_home(node, f"http://{node}", f"store-{node}") for node in ("n1", "n2")]
+SHARD = msgspec.structs.replace(HOMES[0].shard, id="s1", replicas=[COPY])
+A_MAP = msgspec.structs.replace(first_map("c", 64, HOMES), shards=[SHARD])
 JOINING = CONFIG._replace(replicas=(Replica("n2", "b", "joining", 6),))
 
 
@@ -57,3 +64,18 @@ def test_a_shard_waits_for_newer_files_when_its_primary_is_silent_and_the_longes
 )
 def test_a_copy_joins_while_its_node_tells_of_that_very_copy_undamaged(role: Role, copy_id: str, joins: bool) -> None:
     assert CopiesHeard(heard(("n2", copy_id, role, 3)), 2.0).is_joining(JOINING) is joins
+
+
+def test_a_shard_whose_primary_is_damaged_has_none_and_one_that_is_heard_undamaged_has_one() -> None:
+    assert CopiesHeard(heard(("n1", "a", "damaged", 0)), 2.0).has_no_primary(CONFIG)
+    assert CopiesHeard(heard(("n1", "", "damaged", 0)), 2.0).has_no_primary(CONFIG), "its id is lost, too"
+    assert not CopiesHeard(heard(("n1", "a", "opening", 12)), 2.0).has_no_primary(CONFIG)
+
+
+def test_a_copy_that_its_node_does_not_have_or_finds_damaged_takes_over_from_nothing() -> None:
+    assert CopiesHeard(heard(("n2", "b", "damaged", 0), committed=0), 2.0).in_sync_here(CONFIG) == []
+    told = heard(("n2", "another", "filling", 0), committed=0)
+    told.follow(A_MAP, 1.0)
+    assert CopiesHeard(told, 2.9).in_sync_here(CONFIG) == ["n2"], "its files may change hands"
+    told.detector.note("n2", 2.9)
+    assert CopiesHeard(told, 3.0).in_sync_here(CONFIG) == []

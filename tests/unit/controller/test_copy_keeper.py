@@ -256,7 +256,7 @@ async def lossy_while_heard(nodes: Nodes, confirm: str | None) -> tuple[int, Any
 async def test_a_copy_that_is_not_in_sync_is_promoted_only_with_the_shards_id_and_goes_on_above_all_that_was_told(
     nodes: Nodes,
 ) -> None:
-    assert await stranded(nodes) == {"s1": {"nodes": ["s1"], "other": "s2"}}
+    assert await stranded(nodes) == {"s1": {"nodes": ["s1"], "other": "s2", "is_damaged": False}}
     for confirm in (None, "s2"):
         status, said = await lossy_while_heard(nodes, confirm)
         assert (status, said["code"], said["number"], said["told"]) == (409, "change-refused", 7, 12)

@@ -524,7 +524,8 @@ def test_a_node_whose_shard_leaves_goes_when_its_copies_are_in_sync_elsewhere() 
 
 EVENTS = st.lists(
     st.tuples(
-        st.sampled_from(["down", "up", "wipe", "deaf", "cut", "run", "long"]), st.sampled_from(["s1", "s2", "s3", "s4"])
+        st.sampled_from(["down", "up", "wipe", "damage", "deaf", "cut", "run", "long"]),
+        st.sampled_from(["s1", "s2", "s3", "s4"]),
     ),
     max_size=25,
 )
@@ -539,6 +540,8 @@ def _happens(model: Model, event: str, name: str) -> None:
     elif event == "wipe" and all(each.is_up for each in model.nodes.values()) and _may_lose_a_disk(model):
         model.down(name)
         model.wipe(name)
+    elif event == "damage" and all(each.is_up for each in model.nodes.values()) and _may_lose_a_disk(model):
+        model.damage(name, next(iter(node.copies)))
     elif event == "deaf":
         node.hears_controller = not node.hears_controller
     elif event == "cut":
@@ -550,7 +553,12 @@ def _may_lose_a_disk(model: Model) -> bool:
     """All is copied again since the last one was lost: each copy that the map names is really there."""
     named = [(shard.primary.node, shard.id, shard.primary.copy_id) for shard in model.map.shards]
     named += [(copy.node, shard.id, copy.copy_id) for shard in model.map.shards for copy in shard.replicas]
-    lies = {(node.name, shard, copy.copy_id) for node in model.nodes.values() for shard, copy in node.copies.items()}
+    lies = {
+        (node.name, shard, copy.copy_id)
+        for node in model.nodes.values()
+        for shard, copy in node.copies.items()
+        if not copy.damage
+    }
     return _all_synced(model) and lies.issuperset(named)
 
 

@@ -16,6 +16,9 @@ HEARD: dict[str, Any] = {"silent": {}, "missing": {}, "holds_still": False}
 COPY = {"node": "s3", "state": "in-sync", "lag": 0}
 FILLED = {"node": "s1", "state": "joining", "lag": None, "rows_done": 1200, "rows_total": 5000}
 STRANDED = {"nodes": ["s2"], "other": "s3"}
+DAMAGED: dict[str, Any] = {"nodes": ["s4"], "other": None, "is_damaged": True}
+AWAY: dict[str, Any] = DAMAGED | {"nodes": ["s4", "s3"]}
+GUEST = {"id": "s2", "state": "up", "primary": "s4"}
 ALONE = {"nodes": ["s2", "s4"], "other": None}
 OLDER: dict[str, Any] = {"older": {"s2": {"number": 7, "told": 1200}}}
 LOST = {"shard": "s2", "epoch": 8, "partitions": 16}
@@ -66,6 +69,42 @@ WELL: dict[str, Any] = {
             "promote s2 --to s3 --accept",
         ),
         ({"shards": [DOWN], "copies": OLDER}, "warning", "with record 7, and record 1,200 was acknowledged"),
+        ({"shards": [DOWN], "copies": {"stranded": {"s2": DAMAGED}}}, "warning", "remove s2 --lost` gives up its keys"),
+        (
+            {"shards": [DOWN], "copies": {"stranded": {"s2": DAMAGED}, "silent": {"s3": 9}, "copies": {"s2": [COPY]}}},
+            "warning",
+            "there is no other one in sync. Node s3 may have an older one",
+        ),
+        (
+            {"shards": [DOWN], "copies": {"stranded": {"s2": DAMAGED | {"other": "s3"}}}},
+            "warning",
+            "damaged, and there is no other one in sync. `kvstore shard promote s2 --to s3 --accept-loss`",
+        ),
+        (
+            {"shards": [DOWN], "copies": {"stranded": {"s2": AWAY}, "silent": {"s3": 9}}},
+            "warning",
+            "one in sync takes its place when node s3 is back. If that is lost, `kvstore shard remove",
+        ),
+        (
+            {"shards": [{**GUEST, "copies": [COPY]}], "copies": {"damaged": {"s2": {"s4": "A bit."}}}},
+            "warning",
+            "one in sync takes its place",
+        ),
+        (
+            {"shards": [{**GUEST, "copies": [COPY]}], "copies": {"damaged": {"s2": {"s4": "A"}}, "silent": {"s3": 9}}},
+            "warning",
+            "none in sync can take its place before node s3 is back",
+        ),
+        (
+            {"shards": [GUEST], "copies": {"damaged": {"s2": {"s4": "A bit."}}}},
+            "warning",
+            "no other is in sync: what can be read is served",
+        ),
+        (
+            {"shards": [{**GUEST, "copies": [COPY]}], "copies": {"damaged": {"s2": {"s3": "A bit."}}}},
+            "warning",
+            "it is rebuilt from the primary",
+        ),
         ({"lost": [{**LOST, "opened": 0}], "shards": [UP, DOWN]}, "warning", "Shard s2 is given up as lost"),
         ({"lost": [{**LOST, "opened": 0}], "shards": [{**UP, "state": "down"}, DOWN]}, "warning", "start s1, or give"),
         ({"lost": [{**LOST, "opened": 9}]}, "ok", "All is well"),

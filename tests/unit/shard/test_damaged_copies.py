@@ -300,6 +300,43 @@ async def test_a_damaged_primary_without_a_copy_in_sync_is_refused_and_its_files
         assert (tmp_path / "s1" / "shard-s1.db").read_bytes() == before
 
 
+async def test_a_damaged_guest_without_a_copy_in_sync_waits_and_a_person_can_go_on_with_the_homes_older_copy(
+    tmp_path: Path,
+) -> None:
+    async with cluster_in(tmp_path) as cluster, aiohttp.ClientSession(raise_for_status=True) as http:
+        await cluster.until_replicated()
+        await put_keys(http, cluster)
+        (guest,) = (await cluster.shard("s1")).replicas
+        await cluster.end("s1")
+        await cluster.until("s1", lambda shard: shard.primary.node == guest.node and not replicated(shard))
+        await cluster.end(guest.node)
+        files = tmp_path / guest.node / f"shard-s1.copy-{guest.node}.db"
+        in_header_of_file(files.with_suffix(""))
+        before = files.read_bytes()
+        cluster.start_node(guest.node)
+        await until_advised(http, cluster, "Node s1 may have an older one to go on with: start it")
+        cluster.start_node("s1")
+        await until_advised(http, cluster, "`kvstore shard promote s1 --to s1 --accept-loss` goes on")
+        assert files.read_bytes() == before
+        accepted = {"to": "s1", "accept_loss": True, "confirm": "s1"}
+        await http.post(f"{cluster.url}/v1/shards/s1/promote", json=accepted)
+        lost = has_copy(guest.copy_id)
+        after = await cluster.until("s1", lambda shard: replicated(shard) and not lost(shard))
+        assert after.primary.node == "s1"
+        await check_keys(http, cluster)
+        assert files.with_suffix(".db.damaged").read_bytes() == before
+
+
+async def until_advised(http: aiohttp.ClientSession, cluster: Cluster, words: str) -> None:
+    """What `advice` of the router says has these words."""
+    async with asyncio.timeout(PATIENCE_S):
+        while True:
+            async with http.get(f"{cluster.url}/v1/cluster") as answer:
+                if words in (await answer.json())["advice"]:
+                    return
+            await asyncio.sleep(0.1)
+
+
 # --- one folder
 
 
