@@ -195,18 +195,29 @@ class Mover:
 
     async def _reach(self, current: Try) -> None:
         """Both shards follow a map in which the try stands; if the tries before failed, not too soon after them."""
-        assert self._map is not None
-        epoch, wait_s = self._map.epoch, FIRST_WAIT_S
-        while missing := self._held() or await self._talk.bring(current.move, epoch) or self._lacks(current.move):
-            current.note("waiting", missing)
-            await asyncio.sleep(wait_s)
-            wait_s = longer(wait_s, self._limits)
         trouble = self.tries.troubles.get(current.pair)
         if trouble is not None:
             current.note("waiting", f"tried {trouble.tries} times so far: {trouble.detail}")
             await asyncio.sleep(trouble.pause_s(self._limits.reconnect_wait_s_max))
-        current.terms = terms_of(self._map, current.move)
+        wait_s = FIRST_WAIT_S
+        while missing := await self._lacks_to_begin(current):
+            current.note("waiting", missing)
+            await asyncio.sleep(wait_s)
+            wait_s = longer(wait_s, self._limits)
         current.note("queued")
+
+    async def _lacks_to_begin(self, current: Try) -> str:
+        """What the try waits for; empty if for nothing.
+
+        Its terms are those of the map that both shards have been brought to. One that came meanwhile may name another
+        primary, and in that one's term nobody has acknowledged anything yet.
+        """
+        brought = self._map
+        assert brought is not None
+        if missing := self._held() or await self._talk.bring(current.move, brought.epoch) or self._lacks(current.move):
+            return missing
+        current.terms = terms_of(brought, current.move)
+        return ""
 
     def _held(self) -> str:
         """Why nothing moves at all; empty if that is not so."""

@@ -333,17 +333,38 @@ async def test_a_move_whose_source_or_destination_has_another_primary_by_then_be
     await controller.changes.add("s4", far["s4"].url, 1)
     await until(lambda: far["s1"].freezes)
 
-    def in_new_term(state: ClusterState) -> ClusterState:
-        assert state.map is not None
-        epoch = state.map.epoch + 1
-        shards = [
-            msgspec.structs.replace(shard, term=epoch) if shard.id == replaced else shard for shard in state.map.shards
-        ]
-        return msgspec.structs.replace(state, map=msgspec.structs.replace(state.map, epoch=epoch, shards=shards))
-
-    await controller.document.change(in_new_term)
+    await controller.document.change(partial(in_new_term, replaced))
     far["s4"].gates["freeze"].set()
     assert loads(await controller.settled())["s4"] == 16
+    assert controller.mover.record.stats.voided > 0
+
+
+def in_new_term(replaced: str, state: ClusterState) -> ClusterState:
+    """With another primary of that shard."""
+    assert state.map is not None
+    epoch = state.map.epoch + 1
+    shards = [
+        msgspec.structs.replace(shard, term=epoch) if shard.id == replaced else shard for shard in state.map.shards
+    ]
+    return msgspec.structs.replace(state, map=msgspec.structs.replace(state.map, epoch=epoch, shards=shards))
+
+
+async def test_a_move_began_in_the_terms_of_the_map_that_its_shards_follow_and_not_of_one_that_came_meanwhile(
+    controller: Controller, far: dict[str, FarShard]
+) -> None:
+    """The primary of s1 that acknowledges the freeze does not know yet that there is another one."""
+    links = controller.shards._links
+    await until(lambda: len(links) == 3 and all(link.channel.connected for link in links.values()))
+    far["s1"].gates["follow"].clear()
+    await controller.changes.reweigh("s3", 2)
+    await until(lambda: links["s1"].telling.locked())  # the map of the move is sent
+    changed = await controller.document.change(partial(in_new_term, "s1"))
+    assert changed.after.map is not None
+    in_term = changed.after.map.epoch
+    await until(lambda: controller.mover._map is not None and controller.mover._map.epoch >= in_term)
+    far["s1"].gates["follow"].set()
+    assert loads(await controller.settled())["s3"] == 32
+    assert far["s1"].followed[0] < in_term, "it froze partitions by this map"
     assert controller.mover.record.stats.voided > 0
 
 
