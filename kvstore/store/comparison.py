@@ -5,12 +5,20 @@ Promises: both digests are of the state as of one record, so writes that go on a
 `compare_every_s`, and takes at most `verify_share` of the time. A copy that differs is told so, and is rebuilt: what
 the primary has is what clients were answered. But where the primary's own rows do not verify it is the one that is
 damaged; and where two or more copies agree with one another, and not with the primary, nothing is changed: a majority
-is no proof, a person decides.
+is no proof, a person decides. So nothing is judged before every copy in sync has told: of two that agree, one alone
+looks like a copy that differs.
 Leaves to others: digests (`storage.digests`), the copy's side (`replication.serving`), what becomes of a copy that is
 not used any more (shard, controller).
 
+What a copy that does not tell costs: one that is away or stands still owes answers to records and beacons, too, and is
+taken out for that (`replication.patience`); one whose file cannot be read finds that by its own verification, and is
+taken out as damaged. The others are compared without it from then on. One that is only slow, or always beyond the
+record that it is asked for, stays in sync: the log says in every round what was not compared, and such a round is not
+counted (`compared_rounds`). What was disputed stays so until it is compared again.
+
     apply all that is visible ─> digest as of record n ──Compare(n, partitions)──> applies up to n ─> digest
                                           equal? <───────────Compared(digest)────────────┘
+         a copy has not told ─> again, some times; then not in this round, whose end names partitions and nodes
          many partitions differ ─> one by one ─> own rows verify? ─> Differs(n, partition) ──> set aside, rebuilt
 """
 
@@ -39,11 +47,13 @@ _RETRY_S = 0.2
 
 
 class _Compared(NamedTuple):
-    """As of record `number`: the primary's digest, and that of each copy that told one."""
+    """As of record `number`: the primary's digest, and that of each copy that told one.
+    `silent`: nodes whose copy is in sync and told none."""
 
     number: int
     ours: Digest
     theirs: dict[CopyLink, Digest]
+    silent: frozenset[str]
 
     @property
     def wrong(self) -> list[CopyLink]:
@@ -63,6 +73,7 @@ class Comparison:
         self._tables = tables
         self._applier = applier
         self.disputed: frozenset[int] = frozenset()
+        self._untold: dict[int, frozenset[str]] = {}  # partitions not compared in this round: nodes that told nothing
 
     async def run(self) -> None:
         """Compare round after round, for ever."""
@@ -82,24 +93,39 @@ class Comparison:
         Returns before its end, without a verdict, if the last copy goes out of sync meanwhile.
         """
         tables = self._tables
+        self._untold.clear()
         count, disputed = len(tables.served.generations), set[int]()
         for first in range(0, count, _GROUP):
-            if not self._links():
+            if not self._in_sync():
                 return
             started_s = tables.environment.monotonic_s()
             disputed |= await self._look(range(first, min(first + _GROUP, count)))
             took_s = tables.environment.monotonic_s() - started_s
             await tables.environment.sleep(pause_s(took_s, tables.limits.verify_share))
-        self.disputed = frozenset(disputed)
-        tables.stats.compared_rounds += 1
+        self.disputed = frozenset(disputed | (self.disputed & self._untold.keys()))
+        if self._untold:
+            nodes = sorted(frozenset().union(*self._untold.values()))
+            log.warning(
+                "%d of %d partitions are not compared this time: the copy on node %s did not tell in time what it has",
+                len(self._untold), count, ", ".join(nodes),
+            )  # fmt: skip
+        else:
+            tables.stats.compared_rounds += 1
 
-    def _links(self) -> list[CopyLink]:
+    def _in_sync(self) -> dict[str, CopyLink | None]:
+        """By node, the copies in sync; None of those that are not connected now."""
         sender = self._tables.sender
-        return sender.links.in_sync(sender.shipping.links) if sender is not None and sender.serves else []
+        if sender is None or not sender.serves:
+            return {}
+        connected = {link.node: link for link in sender.links.in_sync(sender.shipping.links)}
+        return {link.node: connected.get(link.node) for link in sender.shipping.links if link.in_sync}
 
     async def _look(self, partitions: range) -> set[int]:
         """Those of them that are disputed."""
         found = await self._compare(partitions)
+        if found.silent:
+            self._untold |= dict.fromkeys(partitions, found.silent)
+            return set()
         if not found.wrong:
             return set()
         if len(partitions) == 1:
@@ -112,15 +138,17 @@ class Comparison:
     async def _compare(self, partitions: range) -> _Compared:
         tables = self._tables
         for _ in range(_TRIES):
-            links = self._links()
+            links = [link for link in self._in_sync().values() if link is not None]
             await self._applier.flush()
             number, ours = await tables.engine.digest(frozenset(partitions))
             told = await asyncio.gather(*(link.compare(number, list(partitions)) for link in links))
             theirs = {link: digest for link, digest in zip(links, told, strict=True) if digest is not None}
-            if len(theirs) == len(links):
+            silent = frozenset(self._in_sync()) - {link.node for link in theirs}
+            found = _Compared(number, ours, theirs, silent)
+            if not found.silent:
                 break
             await tables.environment.sleep(_RETRY_S)  # a copy was beyond that record, or its connection was lost
-        return _Compared(number, ours, theirs)
+        return found
 
     async def _judge(self, partition: int, found: _Compared) -> set[int]:
         tables = self._tables

@@ -7,8 +7,12 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
+import pytest
+
 from kvstore.errors import DataCorrupt
 from kvstore.placement.ring import partition_of
+from kvstore.replication import digest_question
+from kvstore.replication.session import Session
 from kvstore.storage.memory import MemoryEngine
 from kvstore.storage.rows import VALUE
 from tests.unit.store.harness import PARTITIONS, until
@@ -86,6 +90,43 @@ async def test_where_all_copies_agree_and_not_with_the_primary_nothing_is_change
         stats = one.store.inspection.snapshot()
         assert (stats.disputed_partitions, stats.copies_differed) == (1, 0)
         assert (await one.put("still").answer()).status == 201
+
+
+@pytest.mark.parametrize("is_connected", [True, False])
+async def test_of_two_copies_that_agree_and_not_with_the_primary_none_is_judged_before_the_other_has_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, is_connected: bool
+) -> None:
+    """Alone it looks like a copy that differs, which is rebuilt."""
+    monkeypatch.setattr(digest_question, "_ANSWER_S", 0.05)
+    partition = partition_of(KEYS[7].encode(), PARTITIONS)
+    async with primary(tmp_path) as one:
+        await _with_rows(one, "n2", "n3")
+        for node in ("n2", "n3"):
+            del _rows(one, node)[VALUE, KEYS[7]]
+        comparison, stats = one.store.replicas.comparison, one.store.tables.stats
+        (wire,) = [wire for wire, session in zip(one.wires, one.sessions, strict=True) if _is_on(one, "n3", session)]
+        copy, gate = one.copies["n3"], asyncio.Event()
+        if is_connected:
+            wire.gate = gate  # it is slow
+        else:
+            del one.copies["n3"]
+            await wire.close()
+            await until(lambda: comparison._in_sync()["n3"] is None)
+        await comparison.round()
+        assert (stats.compared_rounds, stats.copies_differed, comparison.disputed) == (0, 0, frozenset())
+        assert f"{PARTITIONS} of {PARTITIONS} partitions are not compared this time: the copy on node n3" in caplog.text
+        gate.set()
+        one.copies["n3"] = copy
+        await until(lambda: comparison._in_sync()["n3"] is not None)
+        await comparison.round()
+        assert (stats.compared_rounds, stats.copies_differed, comparison.disputed) == (1, 0, {partition})
+        one.hold_up()
+        await comparison.round()
+        assert (stats.compared_rounds, comparison.disputed) == (1, {partition}), "it stays so until it is compared"
+
+
+def _is_on(one: Primary, node: str, session: Session) -> bool:
+    return session.copy_id == one.copies[node].following.copy_id
 
 
 async def test_where_the_primarys_own_rows_do_not_verify_it_is_the_one_that_is_damaged(tmp_path: Path) -> None:
