@@ -54,7 +54,7 @@ class Around(NamedTuple):
     """What is known of a change beside the state.
     `opening`: why partitions of a lost shard are not opened yet, "" if nothing is in the way; `unanswered`:
     partitions of a move that is committed are not answered for yet; `ending`: the process of the shard that was
-    removed still runs.
+    removed still runs; `copies`: the shards of which the node of a shard that is added lacks a copy in sync.
     """
 
     doing: Doing = Doing()
@@ -62,6 +62,7 @@ class Around(NamedTuple):
     opening: str = ""
     unanswered: bool = False
     ending: bool = False
+    copies: tuple[str, ...] = ()
 
 
 def described(change: Change, state: ClusterState, around: Around, now_ms: int) -> ChangeShown:
@@ -134,6 +135,8 @@ def waiting_for(change: Change, state: ClusterState, around: Around, now_ms: int
         return "shards to hear that partitions are theirs now"
     if around.ending:
         return f"the process of shard {change.shard} to end"
+    if around.copies and not _standing(change, state):
+        return f"copies of {', '.join(around.copies[:_WAITING_SHOWN_MAX])} on node {change.shard} to be in sync"
     if state.map is not None and state.map.moves and not _standing(change, state):
         return "moves of other changes"
     return ""

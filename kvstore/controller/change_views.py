@@ -8,25 +8,37 @@ Leaves to others: the form of what is told (`change_report`), HTTP (`routes`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from kvstore.controller import change_report, changes
 from kvstore.controller.change_report import Around, Doing
 from kvstore.controller.changes import Change
+from kvstore.controller.copy_facts import awaited_on
 from kvstore.controller.document import ClusterDocument
 from kvstore.controller.launches import Launches
 from kvstore.controller.membership import ClusterState
 from kvstore.controller.mover import Mover
 from kvstore.environment import SYSTEM
 from kvstore.errors import NotFound
+from kvstore.placement.cluster_map import ClusterMap
 from kvstore.transport.change_documents import Change as ChangeShown
 from kvstore.transport.change_documents import LastChange
 
 
 class ChangeViews:
-    """`opening`: why partitions of a lost shard are not opened yet, "" if nothing is in the way."""
+    """`opening`: why partitions of a lost shard are not opened yet, "" if nothing is in the way; `copy_facts`: as
+    `copy_facts.described`, None where there is one copy of everything."""
 
-    def __init__(self, document: ClusterDocument, mover: Mover, launches: Launches, opening: Callable[[], str]) -> None:
+    def __init__(
+        self,
+        document: ClusterDocument,
+        mover: Mover,
+        launches: Launches,
+        opening: Callable[[], str],
+        copy_facts: Callable[[ClusterMap], Mapping[str, Any] | None],
+    ) -> None:
+        self._copy_facts = copy_facts
         self._document = document
         self._launches = launches
         self._mover = mover
@@ -69,7 +81,12 @@ class ChangeViews:
                 doing=self._mover.tries.doing(state.map).get(change.id, Doing()),
                 pauses=self._mover.tries.pauses(state.map, change.id),
                 opening=self._opening(),
+                copies=self._awaited(change, state.map),
                 unanswered=self._mover.record.is_open(change.id),
                 ending=change.kind == "remove" and self._launches.may_run(change.shard or "", change.began_ms),
             )
         return change_report.described(change, state, around, SYSTEM.now_ms())
+
+    def _awaited(self, change: Change, cluster_map: ClusterMap) -> tuple[str, ...]:
+        is_addition = change.is_running and change.kind == "add" and change.shard is not None
+        return tuple(awaited_on(change.shard or "", self._copy_facts(cluster_map))) if is_addition else ()

@@ -1,8 +1,9 @@
 """Ends changes of the cluster: says `done` of one that has reached its goal, and keeps its write pauses.
 
 Owns: when that is said.
-Promises: a change is done only when clients are answered for all that it has moved, and when the process of a shard
-that it removed has ended, if the launcher runs it. A controller that dies before it has said so finds that the goal is
+Promises: a change is done only when clients are answered for all that it has moved, when the process of a shard that
+it removed has ended, if the launcher runs it, and when the copies that the node of a shard that it added is to have are
+in sync, also those that no map names yet. A controller that dies before it has said so finds that the goal is
 reached, and says it.
 Leaves to others: what the goal is (`changes`), moving (`mover`), what a launcher runs (`launches`).
 """
@@ -11,11 +12,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from kvstore.config import Limits
 from kvstore.controller import change_steps, changes
 from kvstore.controller.changes import Change
+from kvstore.controller.copy_facts import awaited_on
 from kvstore.controller.document import ClusterDocument
 from kvstore.controller.membership import ClusterState
 from kvstore.controller.mover import Mover
@@ -29,8 +32,8 @@ _log = logging.getLogger(__name__)
 
 
 class ChangeCloser:
-    """`run` it in a task of its own. `may_run`: whether the launcher may still run that shard's process; `unserved`:
-    the shards whose primary does not answer."""
+    """`run` it in a task of its own. `may_run`: whether the launcher may still run that shard's process; `copy_facts`:
+    what is known of copies, as `copy_facts.described`, None where there is one of everything."""
 
     def __init__(
         self,
@@ -39,13 +42,13 @@ class ChangeCloser:
         may_run: Callable[[str, int], bool],
         limits: Limits,
         environment: Environment = SYSTEM,
-        unserved: Callable[[ClusterMap], list[str]] = lambda cluster_map: [],
+        copy_facts: Callable[[ClusterMap], Mapping[str, Any] | None] = lambda cluster_map: None,
     ) -> None:
         self._environment = environment
         self._document = document
         self._mover = mover
         self._may_run = may_run
-        self._unserved = unserved
+        self._copy_facts = copy_facts
         self._limits = limits
 
     async def run(self) -> None:
@@ -87,7 +90,14 @@ class ChangeCloser:
     def _waits(self, change: Change, cluster_map: ClusterMap) -> bool:
         if self._mover.record.is_open(change.id):
             return True
-        if change.is_running and change.kind == "promote":
-            return change.shard in self._unserved(cluster_map)
-        is_removal = change.is_running and change.kind == "remove" and change.shard is not None
-        return is_removal and self._may_run(change.shard or "", change.began_ms)
+        if not change.is_running or change.shard is None:
+            return False
+        match change.kind:
+            case "promote":
+                return change.shard in (self._copy_facts(cluster_map) or {"unserved": ()})["unserved"]
+            case "add":
+                return bool(awaited_on(change.shard, self._copy_facts(cluster_map)))
+            case "remove":
+                return self._may_run(change.shard, change.began_ms)
+            case _:
+                return False

@@ -75,8 +75,11 @@ class Controller:
         self.service = ClusterService(self.document, planner, recovery, config, self.shards)
         self.launches = Launches(self.document, recovery, limits)
         self.changes = OperatorChanges(self.document, planner, recovery, self.launches, self.shards, limits)
-        self.views = Documents(self.document, self.mover, self.launches, lambda: "")
-        closer = ChangeCloser(self.document, self.mover, self.launches.may_run, limits)
+        self.copy_facts: dict[str, Any] | None = None
+        self.views = Documents(self.document, self.mover, self.launches, lambda: "", lambda _: self.copy_facts)
+        closer = ChangeCloser(
+            self.document, self.mover, self.launches.may_run, limits, copy_facts=lambda _: self.copy_facts
+        )
         self.running = [asyncio.create_task(self.mover.run()), asyncio.create_task(closer.run())]
 
     async def map(self) -> ClusterMap:
@@ -388,6 +391,19 @@ async def test_a_destination_waits_for_its_copies_before_keys_are_its_own(
     assert loads(await controller.map())["s4"] < 16
     await controller.document.change(partial(with_copies, ["s4"]))
     assert loads(await controller.settled())["s4"] == 16
+
+
+async def test_a_shard_is_added_once_the_copies_that_its_node_is_to_have_are_in_sync_also_those_not_yet_named(
+    controller: Controller, far: dict[str, FarShard]
+) -> None:
+    controller.copy_facts = {"missing": {"s1": ["s4"], "s2": ["s3"]}, "unserved": []}
+    added = await controller.changes.add("s4", far["s4"].url, 1)
+    assert loads(await controller.settled())["s4"] == 16
+    await asyncio.sleep(0.3)
+    running = await controller.views.one(added.change)
+    assert (running["state"], running["waiting_for"]) == ("running", "copies of s1 on node s4 to be in sync")
+    controller.copy_facts = {"missing": {"s2": ["s3"]}, "unserved": []}
+    assert (await controller.ended(added.change))["state"] == "done"
 
 
 async def test_while_too_many_nodes_are_silent_nothing_moves(controller: Controller, far: dict[str, FarShard]) -> None:

@@ -9,10 +9,12 @@ from hypothesis import strategies as st
 
 from kvstore.controller.changes import Change, is_reached
 from kvstore.controller.copies_heard import CopiesHeard
+from kvstore.controller.copy_facts import awaited_on, described
 from kvstore.controller.copy_places import Places
 from kvstore.controller.replicas import too_many_silent
+from kvstore.placement.cluster_map import at_home
 from kvstore.placement.moves import with_leaving
-from tests.unit.controller.copy_nodes_model import LIMITS, Model, ModelCopy
+from tests.unit.controller.copy_nodes_model import LIMITS, Model, ModelCopy, ModelNode
 
 
 def replicated(nodes: int = 3, replicas: int = 2) -> Model:
@@ -520,6 +522,22 @@ def test_a_node_whose_shard_leaves_goes_when_its_copies_are_in_sync_elsewhere() 
     model.state = msgspec.structs.replace(model.state, map=left)
     model.run(2)
     assert model.map.node("s2") is None
+
+
+def test_the_copies_that_a_new_node_is_to_have_are_awaited_before_the_map_names_them_until_they_are_in_sync() -> None:
+    model = replicated(3, 2)
+    home = at_home("s4", "http://s4", "store-4", copy_id="c4")
+    nodes, shards = [*model.map.nodes, home.node], [*model.map.shards, home.shard]
+    joined = msgspec.structs.replace(model.map, epoch=model.map.epoch + 1, nodes=nodes, shards=shards)
+    model.state = msgspec.structs.replace(model.state, map=joined)
+    model.nodes["s4"] = ModelNode("s4", {"s4": ModelCopy("store-4", "c4", opened=1, promised=1)})
+    awaited = awaited_on("s4", described(Places(model.map, model.heard, model.limits, model.now)))
+    assert awaited
+    assert not any(model.config(shard).copy_on("s4") for shard in awaited)
+    model.run(10)
+    assert all("s4" in model.copy_nodes(shard) for shard in awaited)
+    assert awaited_on("s4", described(Places(model.map, model.heard, model.limits, model.now))) == []
+    assert awaited_on("s4", None) == []
 
 
 EVENTS = st.lists(
