@@ -50,7 +50,8 @@ class CopiesHeard:
         return self.is_primary_silent(config) or self._is_damaged(config.primary.node, config.shard)
 
     def in_sync_here(self, config: Configuration) -> list[str]:
-        """The nodes that are heard and have a copy in sync, one of which takes over where there is no primary."""
+        """The nodes that are heard and have a copy in sync.
+        One of them takes over where there is no primary."""
         here = [copy for copy in config.in_sync if self._heard.is_here(copy.node, self._now)]
         whole = [copy for copy in here if not self._is_damaged(copy.node, config.shard)]
         there = [copy for copy in whole if not self._heard.lacks(copy.node, copy.copy_id, self._now)]

@@ -122,8 +122,8 @@ class Heard:
         return self._lacking[node, copy_id] if self.lacks(node, copy_id, now) else None
 
     def lacks(self, node: str, copy_id: str, now: float) -> bool:
-        """Whether the node has told for long, as silence is counted, of its copies and not of that one, which the map
-        names."""
+        """Whether the node has told of its copies, and not of that one, which the map names.
+        For so long that a silent one would be replaced."""
         since = self._lacking.get((node, copy_id))
         return since is not None and now - since >= self.detector.failover_after_s
 
