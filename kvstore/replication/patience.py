@@ -66,14 +66,6 @@ def fell_out(retry: Retry, now: float, pause_min_s: float, pause_max_s: float) -
     return Retry(now + pause, pause)
 
 
-def lost(retry: Retry, now: float, pause_min_s: float) -> Retry:
-    """The state once a copy fell out that was not connected: its node was gone, or cut off.
-
-    Nothing waits for it until it is reached again, so the shortest pause is enough, and nothing doubles.
-    """
-    return Retry(now + pause_min_s, retry.pause_s)
-
-
 def may_join(retry: Retry, now: float) -> bool:
     """Whether the copy may be tried again."""
     return now >= retry.not_before

@@ -108,7 +108,7 @@ class Sender:
 
     def requests(self) -> tuple[Request, ...]:
         """The requests that stand now."""
-        late = self.links.late(self.shipping.links, self._around.environment.boottime_s())
+        late = self.links.late(shipping.awaited(self.shipping), self._around.environment.boottime_s())
         standing = shipping.requests(self.shipping, late)
         if failpoints.planted("time-out-ends-waiting"):
             for link in late:

@@ -53,11 +53,3 @@ def test_after_a_quiet_as_long_as_the_longest_pause_it_is_short_again() -> None:
     retry = Retry(not_before=100.0, pause_s=8.0)
     assert patience.fell_out(retry, 109.9, 1.0, 10.0).pause_s == 10.0
     assert patience.fell_out(retry, 110.0, 1.0, 10.0).pause_s == 1.0
-
-
-def test_a_copy_whose_connection_was_lost_is_tried_soon_however_often_that_happens() -> None:
-    retry = patience.fell_out(patience.fell_out(Retry(), 100.0, 1.0, 10.0), 101.0, 1.0, 10.0)
-    for now in (104.0, 106.0, 108.0):
-        retry = patience.lost(retry, now, 1.0)
-        assert retry.not_before == now + 1.0
-    assert patience.fell_out(retry, 110.0, 1.0, 10.0).pause_s == 4.0, "what owed answers is not forgotten by that"
