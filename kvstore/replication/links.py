@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from kvstore.replication import patience
 from kvstore.replication.copy_link import CopyLink, Primary, Surroundings
 from kvstore.replication.shipping import Link, LinkKey
+from kvstore.replication.stalls import Stalls
 
 _PAUSE_MIN_S, _PAUSE_MAX_S = 1.0, 30.0
 
@@ -63,17 +64,12 @@ class CopyLinks:
         for link in self.by_key.values():
             link.wake.set()
 
-    def stood_still(self, seconds: float) -> None:
-        """The primary's own loop or disk stood still for that long: no copy is to blame."""
-        if seconds > 0:
-            for link in self.by_key.values():
-                link.in_flight.patience = patience.stood_still(link.in_flight.patience, seconds)
-
-    def late(self, awaited: Sequence[Link], now: float) -> list[Link]:
-        """Those of the copies that are waited for which have owed an answer for too long."""
+    def late(self, awaited: Sequence[Link], stalls: Stalls, now: float) -> list[Link]:
+        """Those of the copies that are waited for which have owed an answer for too long.
+        Time in which the primary itself stood still does not count."""
         timeout_s = self._around.times.replica_timeout_s
         found = [(link, self.by_key[link.key]) for link in awaited if link.key in self.by_key]
-        late = [(link, at) for link, at in found if patience.is_over(at.in_flight.patience, now, timeout_s)]
+        late = [(link, at) for link, at in found if patience.is_over(at.in_flight.patience, stalls, now, timeout_s)]
         self._limped.update(link.key for link, at in late if at.is_streaming)
         return [link for link, _ in late]
 

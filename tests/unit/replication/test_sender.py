@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
@@ -34,7 +35,13 @@ from tests.unit.replication.test_copy import FOLDER, STORE_ID, Node, rows_of
 
 T = TypeVar("T")
 WAIT_S = 60.0
+SLACK_S = 0.05  # what a sync may take
 TIMES = Times(lease_s=0.8, disk_stall_s=2.0, replica_timeout_s=0.2, failover_after_s=5.0)
+
+
+def stand_still(seconds: float) -> None:
+    """Block the loop."""
+    time.sleep(seconds)
 
 
 async def until(condition: Callable[[], Any]) -> None:
@@ -392,16 +399,40 @@ async def test_a_copy_whose_disk_is_full_is_asked_out_though_it_grants_the_lease
         assert cluster.sender.requests() == ()
 
 
-async def test_time_in_which_the_own_disk_stood_still_does_not_count_against_a_copy() -> None:
+async def test_while_the_own_sync_is_under_way_no_copy_is_asked_out_and_then_it_has_its_own_time() -> None:
     async with Cluster("n2").running() as cluster:
         await cluster.in_sync("n2")
+        await until(lambda: cluster.sender.shipping.committed == cluster.log.last.number)
+        clock_s = cluster.environment.boottime_s
         cluster.hold_up("n2")
+        began_s = clock_s()
+        cluster.sender.stalls.sync_begins(began_s)
         number = cluster.put("a", sync=False)
-        await asyncio.sleep(0.05)
-        cluster.log.sync()
-        cluster.sender.synced(number, 1000.0)
-        await asyncio.sleep(3 * TIMES.replica_timeout_s)
+        await asyncio.sleep(2 * TIMES.replica_timeout_s)
         assert cluster.sender.requests() == ()
+        cluster.log.sync()
+        cluster.sender.synced(number)
+        ended_s = clock_s()
+        assert cluster.sender.requests() == ()
+        await until(lambda: [each.kind for each in cluster.sender.requests()] == ["out"])
+        (link,) = cluster.sender.links.by_key.values()
+        since_s = link.in_flight.patience.since
+        assert since_s is not None
+        owed_before_s = max(0.0, began_s - since_s) + SLACK_S
+        assert clock_s() - ended_s >= TIMES.replica_timeout_s - owed_before_s
+
+
+async def test_time_in_which_the_own_loop_stood_still_does_not_count_against_a_copy() -> None:
+    async with Cluster("n2").running() as cluster:
+        await cluster.in_sync("n2")
+        await until(lambda: cluster.sender.shipping.committed == cluster.log.last.number)
+        cluster.hold_up("n2")
+        cluster.put("a")
+        (link,) = cluster.sender.links.by_key.values()
+        await until(lambda: link.in_flight.patience.since is not None)
+        stand_still(4 * TIMES.replica_timeout_s)
+        assert cluster.sender.requests() == ()
+        await until(lambda: [each.kind for each in cluster.sender.requests()] == ["out"])
 
 
 async def test_a_copy_that_owed_answers_and_fell_out_is_tried_again_after_a_pause_that_doubles() -> None:
