@@ -13,12 +13,18 @@ from collections.abc import Sequence
 from kvstore.replication import patience
 from kvstore.replication.copy_link import CopyLink, Primary, Surroundings
 from kvstore.replication.shipping import Link, LinkKey
+from kvstore.replication.stalls import Stalls
 
 _PAUSE_MIN_S, _PAUSE_MAX_S = 1.0, 30.0
 
 
 class CopyLinks:
-    """`retries`: by node, when a copy on it may join again."""
+    """`retries`: by node, when a copy on it may join again.
+
+    A copy that was connected, owed an answer for too long and fell out comes with a new link, in a later map. One whose
+    node was gone holds nothing up until it is reached again, and one that was taken out for another reason owed
+    nothing: both are greeted at once.
+    """
 
     def __init__(self, primary: Primary, around: Surroundings) -> None:
         self.by_key: dict[LinkKey, CopyLink] = {}
@@ -26,27 +32,25 @@ class CopyLinks:
         self._primary = primary
         self._around = around
         self._tasks: dict[LinkKey, asyncio.Task[None]] = {}
+        self._limped: set[LinkKey] = set()  # the links to copies that were late though they were connected
 
     def match(self, links: Sequence[Link]) -> None:
         """End the links to copies that are out, and begin those that are new."""
-        there, nodes = {link.key for link in links}, {link.node for link in links}
+        there = {link.key for link in links}
         for key in [key for key in self.by_key if key not in there]:
             self._tasks.pop(key).cancel()
             gone = self.by_key.pop(key)
-            if gone.node in nodes:
-                self._note_fall(gone)
+            if key in self._limped:
+                self._limped.remove(key)
+                self._note_fall(gone.node)
         for link in links:
             if link.key not in self.by_key:
                 self.by_key[link.key] = copy_link = CopyLink(self._primary, self._around, link.node, *link.key)
                 self._tasks[link.key] = self._around.environment.spawn(copy_link.run())
 
-    def _note_fall(self, gone: CopyLink) -> None:
-        retry = self.retries.get(gone.node, patience.Retry())
-        now = self._around.environment.boottime_s()
-        if gone.is_streaming:
-            self.retries[gone.node] = patience.fell_out(retry, now, _PAUSE_MIN_S, _PAUSE_MAX_S)
-        else:
-            self.retries[gone.node] = patience.lost(retry, now, _PAUSE_MIN_S)
+    def _note_fall(self, node: str) -> None:
+        retry, now = self.retries.get(node, patience.Retry()), self._around.environment.boottime_s()
+        self.retries[node] = patience.fell_out(retry, now, _PAUSE_MIN_S, _PAUSE_MAX_S)
 
     async def close(self) -> None:
         """End all of them."""
@@ -60,19 +64,14 @@ class CopyLinks:
         for link in self.by_key.values():
             link.wake.set()
 
-    def stood_still(self, seconds: float) -> None:
-        """The primary's own loop or disk stood still for that long: no copy is to blame."""
-        if seconds > 0:
-            for link in self.by_key.values():
-                link.in_flight.patience = patience.stood_still(link.in_flight.patience, seconds)
-
-    def late(self, links: Sequence[Link], now: float) -> list[Link]:
-        """The copies that have owed an answer for too long."""
+    def late(self, awaited: Sequence[Link], stalls: Stalls, now: float) -> list[Link]:
+        """Those of the copies that are waited for which have owed an answer for too long.
+        Time in which the primary itself stood still does not count."""
         timeout_s = self._around.times.replica_timeout_s
-        found = [(link, self.by_key.get(link.key)) for link in links]
-        return [
-            link for link, at in found if at is not None and patience.is_over(at.in_flight.patience, now, timeout_s)
-        ]
+        found = [(link, self.by_key[link.key]) for link in awaited if link.key in self.by_key]
+        late = [(link, at) for link, at in found if patience.is_over(at.in_flight.patience, stalls, now, timeout_s)]
+        self._limped.update(link.key for link, at in late if at.is_streaming)
+        return [link for link, _ in late]
 
     def in_sync(self, links: Sequence[Link]) -> list[CopyLink]:
         """Those to copies in sync which are connected."""

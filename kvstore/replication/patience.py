@@ -2,22 +2,23 @@
 Also how soon a copy that fell out is tried again.
 
 Owns: the time that an awaited copy has owed an acknowledgement, the doubling pause.
-Promises: time in which the primary's own loop or disk stood still does not count, so one stall of a disk that several
-stores share does not throw out every copy of every shard. An answer of the copy takes the request back.
-Leaves to others: what a request changes (nothing, by itself: `shipping`).
+Promises: time in which the primary's own loop or disk stands still does not count, neither while it does nor
+afterwards, so one stall of a disk that several stores share does not throw out every copy of every shard. An answer of
+the copy takes the request back.
+Leaves to others: when loop and disk stood still (`stalls`), what a request changes (nothing, by itself: `shipping`).
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
+from kvstore.replication.stalls import Stalls
+
 
 class Patience(NamedTuple):
-    """`since`: when the copy began to owe an answer, None if it owes none.
-    `stood_still_s`: what of that is not its."""
+    """`since`: when the copy began to owe an answer, None if it owes none."""
 
     since: float | None = None
-    stood_still_s: float = 0.0
 
 
 def owes(patience: Patience, now: float) -> Patience:
@@ -30,22 +31,11 @@ def answered(patience: Patience, now: float, owes_more: bool) -> Patience:
     return Patience(now) if owes_more else Patience()
 
 
-def stood_still(patience: Patience, seconds: float) -> Patience:
-    """The state after the primary's own loop or sync stood still for that long."""
-    if patience.since is None:
-        return patience
-    return patience._replace(stood_still_s=patience.stood_still_s + seconds)
-
-
-def is_over(patience: Patience, now: float, replica_timeout_s: float) -> bool:
-    """Whether the primary asks to take the copy out."""
-    return patience.since is not None and now - patience.since - patience.stood_still_s >= replica_timeout_s
-
-
-def stall(expected_at: float, now: float, slack_s: float) -> float:
-    """For how long a loop that was to turn at `expected_at` stood still; 0 within the slack."""
-    late = now - expected_at
-    return late if late > slack_s else 0.0
+def is_over(patience: Patience, stalls: Stalls, now: float, replica_timeout_s: float) -> bool:
+    """Whether the primary asks to take the copy out. `stalls`: of the primary's own loop and disk."""
+    if patience.since is None or now - patience.since < replica_timeout_s:
+        return False
+    return now - patience.since - stalls.seconds(patience.since, now) >= replica_timeout_s
 
 
 class Retry(NamedTuple):
@@ -64,14 +54,6 @@ def fell_out(retry: Retry, now: float, pause_min_s: float, pause_max_s: float) -
     quiet = now - retry.not_before >= pause_max_s
     pause = pause_min_s if quiet else min(pause_max_s, max(pause_min_s, 2 * retry.pause_s))
     return Retry(now + pause, pause)
-
-
-def lost(retry: Retry, now: float, pause_min_s: float) -> Retry:
-    """The state once a copy fell out that was not connected: its node was gone, or cut off.
-
-    Nothing waits for it until it is reached again, so the shortest pause is enough, and nothing doubles.
-    """
-    return Retry(now + pause_min_s, retry.pause_s)
 
 
 def may_join(retry: Retry, now: float) -> bool:

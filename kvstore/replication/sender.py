@@ -22,6 +22,7 @@ from kvstore.replication.held_lease import HeldLease
 from kvstore.replication.links import CopyLinks
 from kvstore.replication.session import Session
 from kvstore.replication.shipping import Link, LinkKey, Shipping
+from kvstore.replication.stalls import Stalls
 from kvstore.replication.tail import Tail
 from kvstore.storage.segments import Entry
 
@@ -38,6 +39,7 @@ class Sender:
         self.tail = Tail(_TAIL_BYTES)
         self.links = CopyLinks(self, surroundings)
         self.lease = HeldLease(surroundings.times)
+        self.stalls = Stalls(_STALL_SLACK_S)
         self._around = surroundings
         self._told: tuple[Request, ...] = ()
 
@@ -46,10 +48,10 @@ class Sender:
         environment, every_s = self._around.environment, self._around.times.replica_timeout_s / 8
         self.links.match(self.shipping.links)
         while True:
-            expected_s = environment.boottime_s() + every_s
+            now = environment.boottime_s()
+            self.stalls.turns(now, now + every_s)
             await environment.sleep(every_s)
             now = environment.boottime_s()
-            self.links.stood_still(patience.stall(expected_s, now, _STALL_SLACK_S))
             for link in shipping.awaited(self.shipping):
                 at = self.links.by_key[link.key]
                 if not (link.begun and at.is_streaming):
@@ -68,10 +70,9 @@ class Sender:
         self.tail.add(entry)
         self.links.wake()
 
-    def synced(self, number: int, seconds: float = 0.0) -> None:
-        """The own log is durable up to that number. `seconds`: how long the sync took in a thread."""
-        if seconds > _STALL_SLACK_S:
-            self.links.stood_still(seconds)
+    def synced(self, number: int) -> None:
+        """The own log is durable up to that number. `stalls` is told when a sync begins; it ends with this."""
+        self.stalls.sync_ends(self._around.environment.boottime_s())
         self._become(shipping.synced(self.shipping, number))
 
     def hear(self, config: Configuration) -> None:
@@ -108,7 +109,8 @@ class Sender:
 
     def requests(self) -> tuple[Request, ...]:
         """The requests that stand now."""
-        late = self.links.late(self.shipping.links, self._around.environment.boottime_s())
+        now = self._around.environment.boottime_s()
+        late = self.links.late(shipping.awaited(self.shipping), self.stalls, now)
         standing = shipping.requests(self.shipping, late)
         if failpoints.planted("time-out-ends-waiting"):
             for link in late:

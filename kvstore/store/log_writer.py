@@ -85,12 +85,15 @@ class LogWriter:
         self._note(*await self._tables.environment.in_thread(self._timed_sync))
 
     def _timed_sync(self) -> tuple[int, float]:
-        return timed_sync(self._tables.log, self._tables.environment.monotonic_s)
+        tables = self._tables
+        if tables.sender is not None:
+            tables.sender.stalls.sync_begins(tables.environment.boottime_s())
+        return timed_sync(tables.log, tables.environment.monotonic_s)
 
     def _note(self, number: int, seconds: float) -> None:
         self.pace.observe(seconds)
         if self._tables.sender is not None:
-            self._tables.sender.synced(number, seconds)
+            self._tables.sender.synced(number)
 
     async def has_stopped(self) -> None:
         """Wait for the sync that is under way; nothing is appended any more."""

@@ -12,9 +12,10 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -29,9 +30,18 @@ SHARDS = ("s1", "s2", "s3")
 
 
 class Nodes:
-    """A controller, a router and three nodes. `down` are those that were killed."""
+    """A controller, a router and three nodes. `programs`: what Python runs in place of `-m kvstore`, by node."""
 
-    def __init__(self, folder: Path, at_the_end: ExitStack, replicas: int = 2, **limits: float) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        at_the_end: ExitStack,
+        programs: Mapping[str, Sequence[str]] = MappingProxyType({}),
+        *,
+        replicas: int = 2,
+        **limits: float,
+    ) -> None:
+        self._programs = programs
         self.config = write_config(folder, shards=3, partitions=64, replicas=replicas, limits=limits)
         self.folder = folder
         self._at_the_end = at_the_end
@@ -47,7 +57,8 @@ class Nodes:
         self._start("router", "0", self._router, "--join", f"http://{self._controller}")
 
     def _start(self, kind: str, name: str, listen: str, *options: str) -> None:
-        command = [sys.executable, "-m", "kvstore", kind, "serve", name, "--listen", listen]
+        program = self._programs.get(name, ("-m", "kvstore"))
+        command = [sys.executable, *program, kind, "serve", name, "--listen", listen]
         with (self.folder / f"{kind}-{name}.log").open("ab") as log:
             process = subprocess.Popen(
                 [*command, "--config", str(self.config), *options], stdout=log, stderr=log, cwd=REPOSITORY

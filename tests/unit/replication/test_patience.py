@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from kvstore.replication import patience
 from kvstore.replication.patience import Patience, Retry
+from kvstore.replication.stalls import Stalls
+
+NEVER = Stalls(0.05)
 
 
 def test_a_copy_that_does_not_acknowledge_in_time_is_asked_to_be_taken_out() -> None:
     owing = patience.owes(Patience(), 10.0)
-    assert not patience.is_over(owing, 10.7, 0.8)
-    assert patience.is_over(owing, 10.8, 0.8)
+    assert not patience.is_over(owing, NEVER, 10.7, 0.8)
+    assert patience.is_over(owing, NEVER, 10.8, 0.8)
 
 
 def test_the_time_counts_from_the_first_that_is_owed() -> None:
@@ -18,24 +21,24 @@ def test_the_time_counts_from_the_first_that_is_owed() -> None:
 
 def test_an_answer_takes_the_request_back() -> None:
     owing = patience.owes(Patience(), 10.0)
-    assert not patience.is_over(patience.answered(owing, 11.0, owes_more=False), 20.0, 0.8)
-    assert not patience.is_over(patience.answered(owing, 11.0, owes_more=True), 11.7, 0.8)
-    assert patience.is_over(patience.answered(owing, 11.0, owes_more=True), 11.8, 0.8)
+    assert not patience.is_over(patience.answered(owing, 11.0, owes_more=False), NEVER, 20.0, 0.8)
+    assert not patience.is_over(patience.answered(owing, 11.0, owes_more=True), NEVER, 11.7, 0.8)
+    assert patience.is_over(patience.answered(owing, 11.0, owes_more=True), NEVER, 11.8, 0.8)
 
 
-def test_time_in_which_the_primarys_own_loop_or_disk_stood_still_does_not_count() -> None:
-    owing = patience.stood_still(patience.owes(Patience(), 10.0), 5.0)
-    assert not patience.is_over(owing, 15.7, 0.8)
-    assert patience.is_over(owing, 15.9, 0.8)
+def test_time_in_which_the_primarys_own_disk_stands_still_does_not_count_and_afterwards_the_copy_has_its_own() -> None:
+    owing, stalls = patience.owes(Patience(), 10.0), Stalls(0.05)
+    stalls.sync_begins(10.0)
+    assert not any(patience.is_over(owing, stalls, now, 0.8) for now in (10.8, 12.0, 1000.0))
+    stalls.sync_ends(12.0)
+    assert not patience.is_over(owing, stalls, 12.7, 0.8)
+    assert patience.is_over(owing, stalls, 12.8, 0.8)
 
 
-def test_a_stall_before_anything_is_owed_is_no_credit() -> None:
-    assert patience.stood_still(Patience(), 5.0) == Patience()
-
-
-def test_a_loop_that_turns_in_time_has_not_stood_still() -> None:
-    assert patience.stall(10.0, 10.05, 0.1) == 0.0
-    assert patience.stall(10.0, 10.5, 0.1) == 0.5
+def test_a_copy_that_is_late_on_its_own_is_late_though_the_disk_stands_still_now() -> None:
+    owing, stalls = patience.owes(Patience(), 10.0), Stalls(0.05)
+    stalls.sync_begins(10.9)
+    assert patience.is_over(owing, stalls, 12.0, 0.8)
 
 
 def test_a_copy_that_falls_out_again_and_again_is_tried_after_a_pause_that_doubles() -> None:
@@ -53,11 +56,3 @@ def test_after_a_quiet_as_long_as_the_longest_pause_it_is_short_again() -> None:
     retry = Retry(not_before=100.0, pause_s=8.0)
     assert patience.fell_out(retry, 109.9, 1.0, 10.0).pause_s == 10.0
     assert patience.fell_out(retry, 110.0, 1.0, 10.0).pause_s == 1.0
-
-
-def test_a_copy_whose_connection_was_lost_is_tried_soon_however_often_that_happens() -> None:
-    retry = patience.fell_out(patience.fell_out(Retry(), 100.0, 1.0, 10.0), 101.0, 1.0, 10.0)
-    for now in (104.0, 106.0, 108.0):
-        retry = patience.lost(retry, now, 1.0)
-        assert retry.not_before == now + 1.0
-    assert patience.fell_out(retry, 110.0, 1.0, 10.0).pause_s == 4.0, "what owed answers is not forgotten by that"

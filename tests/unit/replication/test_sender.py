@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
@@ -34,7 +35,13 @@ from tests.unit.replication.test_copy import FOLDER, STORE_ID, Node, rows_of
 
 T = TypeVar("T")
 WAIT_S = 60.0
+SLACK_S = 0.05  # what a sync may take
 TIMES = Times(lease_s=0.8, disk_stall_s=2.0, replica_timeout_s=0.2, failover_after_s=5.0)
+
+
+def stand_still(seconds: float) -> None:
+    """Block the loop."""
+    time.sleep(seconds)
 
 
 async def until(condition: Callable[[], Any]) -> None:
@@ -149,9 +156,25 @@ class Cluster:
         await replay(self.engine, list(self.log.entries(self.engine.applied.position.number)))
 
     def follow(self, *replicas: Replica) -> None:
-        """A newer map names these copies; a record carries it."""
+        """A newer map that names these copies is heard of, then a record carries it."""
         self.config = self.config._replace(epoch=self.config.epoch + 1, replicas=replicas)
+        self.sender.hear(self.config)
         self.sender.follow(self.config, self.put("map"))
+
+    def falls_out(self, node: str) -> Replica:
+        """A newer map names its copy joining, under another number."""
+        fallen = self.replica(node, joined=self.config.epoch + 1)
+        self.follow(fallen)
+        return fallen
+
+    async def limps_and_falls_out(self, node: str) -> Replica:
+        """Its copy is connected and does not answer; the request to take it out is granted."""
+        gate = self.hold_up(node)
+        self.put("held up")
+        await until(lambda: [each.kind for each in self.sender.requests()] == ["out"])
+        fallen = self.falls_out(node)
+        gate.set()
+        return fallen
 
     def _note_news(self) -> None:
         self.news += 1
@@ -376,43 +399,86 @@ async def test_a_copy_whose_disk_is_full_is_asked_out_though_it_grants_the_lease
         assert cluster.sender.requests() == ()
 
 
-async def test_time_in_which_the_own_disk_stood_still_does_not_count_against_a_copy() -> None:
+async def test_while_the_own_sync_is_under_way_no_copy_is_asked_out_and_then_it_has_its_own_time() -> None:
     async with Cluster("n2").running() as cluster:
         await cluster.in_sync("n2")
+        await until(lambda: cluster.sender.shipping.committed == cluster.log.last.number)
+        clock_s = cluster.environment.boottime_s
         cluster.hold_up("n2")
+        began_s = clock_s()
+        cluster.sender.stalls.sync_begins(began_s)
         number = cluster.put("a", sync=False)
-        await asyncio.sleep(0.05)
-        cluster.log.sync()
-        cluster.sender.synced(number, 1000.0)
-        await asyncio.sleep(3 * TIMES.replica_timeout_s)
+        await asyncio.sleep(2 * TIMES.replica_timeout_s)
         assert cluster.sender.requests() == ()
+        cluster.log.sync()
+        cluster.sender.synced(number)
+        ended_s = clock_s()
+        assert cluster.sender.requests() == ()
+        await until(lambda: [each.kind for each in cluster.sender.requests()] == ["out"])
+        (link,) = cluster.sender.links.by_key.values()
+        since_s = link.in_flight.patience.since
+        assert since_s is not None
+        owed_before_s = max(0.0, began_s - since_s) + SLACK_S
+        assert clock_s() - ended_s >= TIMES.replica_timeout_s - owed_before_s
 
 
-async def test_a_copy_that_fell_out_is_not_tried_again_at_once() -> None:
+async def test_time_in_which_the_own_loop_stood_still_does_not_count_against_a_copy() -> None:
     async with Cluster("n2").running() as cluster:
         await cluster.in_sync("n2")
-        fallen = cluster.replica("n2", joined=cluster.config.epoch + 1)
-        cluster.follow(fallen)
-        assert not cluster.sender.may_greet((fallen.copy_id, fallen.joined))
+        await until(lambda: cluster.sender.shipping.committed == cluster.log.last.number)
+        cluster.hold_up("n2")
+        cluster.put("a")
+        (link,) = cluster.sender.links.by_key.values()
+        await until(lambda: link.in_flight.patience.since is not None)
+        stand_still(4 * TIMES.replica_timeout_s)
+        assert cluster.sender.requests() == ()
+        await until(lambda: [each.kind for each in cluster.sender.requests()] == ["out"])
 
 
-async def test_a_copy_whose_node_was_gone_is_tried_soon_however_often_it_fell_out() -> None:
+async def test_a_copy_that_owed_answers_and_fell_out_is_tried_again_after_a_pause_that_doubles() -> None:
     async with Cluster("n2").running() as cluster:
-        await cluster.in_sync("n2")
         pauses = []
-        for is_gone in (False, False, True, True):
-            await until(lambda: [link.is_streaming for link in cluster.sender.links.by_key.values()] == [True])
-            if is_gone:
-                cluster.is_down.add("n2")
-                await cluster.cut("n2")
-                await until(lambda: not any(link.is_streaming for link in cluster.sender.links.by_key.values()))
-            cluster.follow(cluster.replica("n2", joined=cluster.config.epoch + 1))
+        for _ in range(3):
+            await cluster.in_sync("n2")
+            copy = await cluster.limps_and_falls_out("n2")
             retry = cluster.sender.links.retries["n2"]
-            assert not is_gone or retry.not_before <= cluster.environment.boottime_s() + 1.0
             pauses.append(retry.pause_s)
+            assert not cluster.sender.may_greet((copy.copy_id, copy.joined))
             cluster.sender.links.retries["n2"] = retry._replace(not_before=retry.not_before - retry.pause_s)
+            await until(lambda: cluster.sender.may_greet((copy.copy_id, copy.joined)))  # noqa: B023 (called here)
+        assert pauses == [1.0, 2.0, 4.0]
+
+
+async def test_a_copy_that_answers_while_its_request_is_granted_fell_out_all_the_same() -> None:
+    async with Cluster("n2").running() as cluster:
+        await cluster.in_sync("n2")
+        gate = cluster.hold_up("n2")
+        cluster.put("a")
+        await until(lambda: [each.kind for each in cluster.sender.requests()] == ["out"])
+        gate.set()
+        await until(lambda: cluster.sender.requests() == ())
+        copy = cluster.falls_out("n2")
+        assert not cluster.sender.may_greet((copy.copy_id, copy.joined))
+
+
+async def test_a_copy_whose_node_was_gone_is_greeted_at_once_however_often_it_fell_out() -> None:
+    async with Cluster("n2").running() as cluster:
+        for _ in range(3):
+            await cluster.in_sync("n2")
+            cluster.is_down.add("n2")
+            await cluster.cut("n2")
+            await until(lambda: [each.kind for each in cluster.sender.requests()] == ["out"])
+            copy = cluster.falls_out("n2")
+            assert cluster.sender.may_greet((copy.copy_id, copy.joined))
             cluster.is_down.clear()
-        assert pauses == [1.0, 2.0, 2.0, 2.0]
+
+
+async def test_a_copy_that_owed_nothing_and_was_taken_out_is_greeted_at_once() -> None:
+    """Its node is about to stop, and comes back."""
+    async with Cluster("n2").running() as cluster:
+        await cluster.in_sync("n2")
+        copy = cluster.falls_out("n2")
+        assert cluster.sender.may_greet((copy.copy_id, copy.joined))
 
 
 async def test_nothing_is_answered_without_the_lease_of_every_copy_that_is_waited_for() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,6 +14,7 @@ import msgspec
 import pytest
 
 from kvstore.config import Limits
+from kvstore.environment import SYSTEM
 from kvstore.errors import ForeignData, OutcomeUnknown, Unavailable
 from kvstore.model import Attempt
 from kvstore.placement.cluster_map import ClusterMap, Replica, at_home, map_of
@@ -23,7 +26,9 @@ from kvstore.replication.places import Times
 from kvstore.replication.serving import serve_copy
 from kvstore.replication.session import Session
 from kvstore.replication.wire import Wire, WireLost
+from kvstore.shard.disk_watch import DiskWatch
 from kvstore.shard.service import ShardService
+from kvstore.storage.disk import OsFile
 from kvstore.storage.engine import Application, Engine, Identity
 from kvstore.storage.memory import MemoryEngine
 from kvstore.storage.segments import Position
@@ -57,7 +62,8 @@ def fatal(error: BaseException) -> NoReturn:
 class Primary:
     """A store of shard s1 on node s1, and copies on nodes n2, n3."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, times: Times = TIMES) -> None:
+        self.times = times
         self.path = folder / "shard-s1.db"
         self.environment = Turned()
         self.limits = Limits(disk_reserve_bytes=1, log_segment_bytes=4 << 20, verify_share=1.0)
@@ -88,7 +94,7 @@ class Primary:
 
     @property
     def replicating(self) -> Replicating:
-        return Replicating("s1", "start", self.connect, TIMES, self._note_news)
+        return Replicating("s1", "start", self.connect, self.times, self._note_news)
 
     async def open(self) -> Store:
         return await Store.open(
@@ -161,9 +167,9 @@ class Primary:
 
 
 @asynccontextmanager
-async def primary(folder: Path) -> AsyncIterator[Primary]:
+async def primary(folder: Path, times: Times = TIMES) -> AsyncIterator[Primary]:
     """One that serves all partitions, without a copy."""
-    found = Primary(folder)
+    found = Primary(folder, times)
     found.store = await found.open()
     try:
         await found.store.partitions.adopt(found.map())
@@ -238,6 +244,80 @@ async def test_where_the_disk_is_quick_a_record_leaves_and_is_then_synced_on_the
         writer.sync_now, wire.send = noted_sync, noted_send
         assert (await one.put("a").answer()).status == 201
         assert done == ["left", "synced"]
+
+
+STALL_S = 1.0
+
+
+class Stalls:
+    """The disk of a primary: its next sync takes `STALL_S`; `hangs` within that time. `began_s`, `ended_s`: of it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.hangs = False
+        self.began_s = self.ended_s = 0.0
+        sync = OsFile.sync
+
+        def stalled(file: OsFile) -> None:
+            if not self.began_s:
+                self.hangs, self.began_s = True, SYSTEM.boottime_s()
+                time.sleep(STALL_S)
+                self.hangs, self.ended_s = False, SYSTEM.boottime_s()
+            sync(file)
+
+        monkeypatch.setattr(OsFile, "sync", stalled)
+
+
+@pytest.mark.parametrize("inline_ms_max", [0.0, 1e6], ids=["in a thread", "on the loop"])
+async def test_while_the_own_disk_stands_still_no_copy_is_asked_out_and_then_it_has_its_own_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inline_ms_max: float
+) -> None:
+    """The copy is on the same disk. It is asked out once it owes an answer for too long on a disk that is well."""
+    async with primary(tmp_path, TIMES._replace(replica_timeout_s=0.4)) as one:
+        await one.make_copy("n2")
+        await one.in_sync("n2")
+        sender = one.store.tables.sender
+        assert sender is not None
+        one.store.pipeline.writer.pace = SyncPace(inline_ms_max)
+        one.hold_up()
+        disk, news, asked_while = Stalls(monkeypatch), one.news, []
+        one.put("a")
+        while not disk.ended_s:
+            asked_while += sender.requests()
+            await asyncio.sleep(0.01)
+        assert asked_while == []
+        assert sender.requests() == ()
+        assert one.news == news
+        await until(lambda: [each.kind for each in sender.requests()] == ["out"])
+        (link,) = sender.links.by_key.values()
+        since_s = link.in_flight.patience.since
+        assert since_s is not None
+        owed_before_s = max(0.0, disk.began_s - since_s) + 0.05
+        assert SYSTEM.boottime_s() - disk.ended_s >= 0.4 - owed_before_s
+
+
+async def test_a_disk_that_never_answers_blames_no_copy_and_ends_the_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a primary whose disk hangs would go on alone, or hold its shard for ever."""
+    async with primary(tmp_path, TIMES._replace(replica_timeout_s=0.2)) as one:
+        await one.make_copy("n2")
+        await one.in_sync("n2")
+        sender, log, ended = one.store.tables.sender, one.store.tables.log, threading.Event()
+        assert sender is not None
+        one.store.pipeline.writer.pace = SyncPace(0)
+        one.hold_up()
+        disk = Stalls(monkeypatch)
+        watch = DiskWatch(STALL_S / 2, lambda: [log] if sender.shipping.links else [], lambda _: ended.set())
+        watch.start()
+        one.put("a")
+        await until(lambda: disk.hangs)
+        asked_out = []
+        while not ended.is_set() and disk.hangs:
+            asked_out += sender.requests()
+            await asyncio.sleep(0.01)
+        watch.close()
+        assert ended.is_set()
+        assert asked_out == []
 
 
 async def on_its_way(one: Any) -> tuple[asyncio.Event, Any, int]:
