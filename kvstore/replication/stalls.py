@@ -10,7 +10,7 @@ process whose disk never answers (`shard.disk_watch`): until then a hung disk bl
 
 from __future__ import annotations
 
-_KEPT_MAX = 256  # what owed an answer through so many has had their slack for itself: more than any `replica_timeout_s`
+_KEPT_MAX = 256  # before each of them lies its slack, so what owed an answer through all had 12.8 s of its own
 
 
 class Stalls:
