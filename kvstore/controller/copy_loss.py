@@ -61,6 +61,12 @@ def judged(places: Places, shard_id: str, to: str) -> Loss:
 
 def _refuse_while_served(config: Configuration, places: Places) -> None:
     if not places.copies.has_no_primary(config):
+        if places.copies.older(config) is not None:
+            raise ChangeRefused(
+                f"the primary of shard {config.shard} on node {config.primary.node} is heard, and is not opened, since "
+                "what is here of it is older than what was committed: put the newer files back. If they are lost, "
+                f"`kvstore shard accept-old {config.shard}` goes on with what is here."
+            )
         raise ChangeRefused(
             f"the primary of shard {config.shard} on node {config.primary.node} is heard: nothing has to be lost. "
             "Leave out accept_loss, or wait until it answers."

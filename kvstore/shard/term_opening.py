@@ -2,10 +2,16 @@
 
 Owns: asking all copies in sync, fetching what the longest log has more, asking the controller to take out the silent.
 Promises: the term is promised on this disk before anything else is done in it. Nothing that a copy in sync has is cut
-off. It ends, and nothing was served, as soon as a map of another term is heard of, or a higher term promised. A log
-that no copy in sync could complete is not opened while it ends below what the store has told: it is an older copy.
+off. It ends, and nothing was served, as soon as a map of another term is heard of, or a higher term promised.
 None that does not answer is taken out before the own file was found to be whole: it may be the only good one.
+The longest log is opened only once the controller has said that the store has told of no more: else it is an older
+copy, and so are all that have answered. Every copy in sync has all that was told, so this keeps none waiting that is
+whole. An older one waits for newer files, on this node or on that of a copy in sync, or for a person.
 Leaves to others: the rules (`replication.opening`), the record that opens the term (`store.partitions`).
+
+While the controller is away nothing is opened. It has given the term a moment before, by a map; asking it once more
+waits longer only if it has gone in between. It is asked after a promotion, too, though it has compared that log: the
+process may have been started again since, in an older folder, and the map of a term does not say so.
 """
 
 from __future__ import annotations
@@ -19,6 +25,7 @@ from kvstore.replication.configuration import Configuration, Replica, Request
 from kvstore.replication.copy import StoreCopy
 from kvstore.replication.opening import Opening
 from kvstore.replication.wire import Refused, Wire, WireLost, fetch, greet
+from kvstore.said_once import SaidOnce
 from kvstore.shard.hosted import Surroundings
 from kvstore.shard.told import ToldNumbers, behind
 from kvstore.store.copy_place import times_of
@@ -39,11 +46,13 @@ class TermOpening:
         self._on_news = around.on_news
         self._numbers = ToldNumbers(around.session, around.controller_url, around.limits)
         self._told_timeout_s = around.limits.told_timeout_s
+        self._waits = SaidOnce()
         self._is_whole = False  # the controller was asked, and knows of no record above the own log's last
         self.clock_floor = 0  # above that version the store goes on: a person has accepted an older copy of it
         self._opening: Opening | None = Opening(config, start, copy.log.last)
         self._late: dict[str, Replica] = {}  # by copy id, those that have not answered for too long
         self._wires: dict[str, Wire] = {}
+        self._asked_s = 0.0  # since when the copies are asked
         self._changed = asyncio.Event()
         self._examining: asyncio.Task[None] | None = None
 
@@ -71,7 +80,7 @@ class TermOpening:
         Raises TryLater if the disk is full, DataCorrupt, NotNext, LogFailed, OSError.
         """
         assert self._opening is not None
-        term, began_s = self._opening.config.term, self._environment.boottime_s()
+        term, self._asked_s = self._opening.config.term, self._environment.boottime_s()
         if not await self._copy.opening.promise(term):
             return False
         if self._opening is None:
@@ -87,12 +96,12 @@ class TermOpening:
                 if opening.truth(now) is not None:
                     if not opening.may_begin_term(now):
                         await self._fetch(now)
-                    elif now.config.in_sync or self._is_whole:
+                    elif self._is_whole:
                         return True
                     else:
-                        self._is_whole = await self._has_all_told()
+                        self._is_whole = await self._has_all_told(now.config.shard)
                     continue
-                self._note_late(now, began_s)
+                self._note_late(now)
                 self._changed.clear()
                 await self._environment.wait_for(self._changed.wait(), self._times.replica_timeout_s / 8)
             return False
@@ -119,8 +128,8 @@ class TermOpening:
         if self._examining is not None and self._examining.done():
             self._examining.result()
 
-    def _note_late(self, now: Opening, began_s: float) -> None:
-        if self._environment.boottime_s() - began_s < self._times.replica_timeout_s:
+    def _note_late(self, now: Opening) -> None:
+        if self._environment.boottime_s() - self._asked_s < self._times.replica_timeout_s:
             return
         late = {copy.copy_id: copy for copy in opening.asked(now)}
         if late.keys() != self._late.keys():
@@ -154,16 +163,35 @@ class TermOpening:
             self._changed.set()
             return
 
-    async def _has_all_told(self) -> bool:
-        """The own log has all that the store has told, as far as the controller can be asked.
-        Else after a while."""
-        told, last = await self._numbers.at_opening(self._copy.identity.store_id), self._copy.log.last
-        if told.number <= last.number:
+    async def _has_all_told(self, shard: str) -> bool:
+        """Whether the controller says that the own log has all that the store has told.
+        False after a while, if it ends below that, or the controller does not answer."""
+        told, last = await self._numbers.ask(self._copy.identity.store_id), self._copy.log.last.number
+        if told is None:
+            if self._waits.is_news("away"):
+                log.warning("shard %s waits: the controller cannot be asked how far it had come", shard)
+            await self._environment.sleep(self._told_timeout_s / 10)
+            return False
+        if told.number <= last:
             self.clock_floor = told.clock_floor
             return True
-        log.error("%s It is not opened: put the newer files back.", behind(last.number, told.number).detail)
+        if self._waits.is_news(why := behind(last, told.number).detail):
+            log.error(
+                "shard %s is not opened. %s Start the node with the newer files, or put them back; if they are lost, "
+                "`kvstore shard accept-old %s` goes on with what is here",
+                shard, why, shard,
+            )  # fmt: skip
         await self._environment.sleep(self._told_timeout_s)
+        await self._ask_again()
         return False
+
+    async def _ask_again(self) -> None:
+        """All copies in sync: newer files may have been put back on their nodes."""
+        while self._wires:
+            await self._wires.popitem()[1].close()
+        self._late, self._asked_s = {}, self._environment.boottime_s()
+        if self._opening is not None:
+            self._opening = self._opening._replace(told=())
 
     async def _fetch(self, now: Opening) -> None:
         """Some of what the longest log has more.

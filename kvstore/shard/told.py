@@ -6,10 +6,12 @@ Promises: a store opened unverified follows no newer map before the controller h
 told done only when the controller has the number of its last record: so no older copy of the files can come to own
 what it never received. A store that has told of more than it has now (an older copy of its files, or a lost log) does
 not serve: it is refused at the opening or, if the controller could not be asked then, as soon as it can. Where a
-person has accepted that, its versions go on above all that it gave. A store that has copies is judged by them.
-Leaves to others: what is kept (the controller), what the log itself proves (`storage.recovery`).
+person has accepted that, its versions go on above all that it gave.
+Leaves to others: what is kept (the controller), what the log itself proves (`storage.recovery`), the opening of a store
+that has copies, which needs the controller in any case (`term_opening`).
 
-The controller is no part of any write: while it is away, a store opens after `told_timeout_s` and serves, unverified.
+The controller is no part of any write: while it is away, a store without copies opens after `told_timeout_s` and
+serves, unverified.
 """
 
 from __future__ import annotations
@@ -51,6 +53,10 @@ class ToldNumbers:
         log.warning("the controller cannot be asked how far this store had come: it serves unverified")
         return ToldBefore()
 
+    async def ask(self, store_id: str) -> ToldBefore | None:
+        """What the store has told; None if the controller does not answer in time."""
+        return await self._tell(store_id, 0, 0, self._limits.told_timeout_s)
+
     async def run(self, store: Store) -> None:
         """Tell for ever. Raises StoreBehind."""
         while True:
@@ -65,9 +71,9 @@ class ToldNumbers:
         told = await self._tell(store.identity.store_id, number, store.clock.version, self._limits.told_timeout_s)
         if told is None:
             return
-        if told.number > store.durable and store.tables.sender is not None:
-            return  # another node has told it since: the map that says so is on its way
         if told.number > store.durable:
+            if not store.tables.may_answer():
+                return  # another node has told it since, it seems, and nothing is answered here until a map says more
             raise behind(store.durable, told.number)
         if told.clock_floor > store.clock.version:  # the controller was away at the opening of an accepted older copy
             await store.pipeline.step(lambda batch: batch.changes.see(told.clock_floor), urgent=True)

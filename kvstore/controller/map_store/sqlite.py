@@ -43,6 +43,9 @@ _CREATE_TOLD = """CREATE TABLE IF NOT EXISTS told
 _CREATE_FLOORS = """CREATE TABLE IF NOT EXISTS clock_floors
     (store_id TEXT PRIMARY KEY, version INTEGER NOT NULL) WITHOUT ROWID"""
 _FLOOR = "coalesce((SELECT version FROM clock_floors WHERE clock_floors.store_id = told.store_id), 0)"
+_TOLD = """SELECT coalesce((SELECT number FROM told WHERE store_id = ?1), 0),
+    coalesce((SELECT version FROM told WHERE store_id = ?1), 0),
+    coalesce((SELECT version FROM clock_floors WHERE store_id = ?1), 0)"""
 _TELL = f"""INSERT INTO told VALUES (?, ?, ?) ON CONFLICT (store_id) DO UPDATE SET
     number = max(number, excluded.number), version = max(version, excluded.version)
     RETURNING number, version, {_FLOOR}"""
@@ -132,8 +135,12 @@ class SqliteMapStore:
 
     async def tell(self, store_id: str, told: Told) -> Told:
         self._refuse_if_closed()
-        (row,) = await self._execute(_TELL, (store_id, told.number, told.version))
-        return Told(*row)
+        (row,) = await self._execute(_TOLD, (store_id,))
+        kept = Told(*row)
+        if told.number > kept.number or told.version > kept.version:  # a full disk keeps no store from asking
+            (row,) = await self._execute(_TELL, (store_id, told.number, told.version))
+            kept = Told(*row)
+        return kept
 
     async def forget(self, store_id: str, clock_floor: int = 0) -> Told:
         self._refuse_if_closed()

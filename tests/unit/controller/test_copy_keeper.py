@@ -325,6 +325,22 @@ async def test_nothing_is_given_up_while_the_primary_is_heard_or_for_a_copy_that
         assert (status, "is heard" in said["detail"]) == (409, True)
 
 
+async def test_where_primary_and_copy_have_old_folders_a_person_is_sent_to_accept_old(nodes: Nodes) -> None:
+    await in_sync(nodes)
+    told = {"store_id": await has_old_folder(nodes, number=7), "number": 12, "version": 4000}
+    assert (await nodes.controller.call("POST", "/v1/told", json=told))[0] == 200
+    (primary,) = (each for each in nodes.copies["s1"] if each.shard == "s1")
+    nodes.copies["s1"].remove(primary)
+    nodes.copies["s1"].append(msgspec.structs.replace(primary, role="opening", number=6, serves=False))
+    await until_older(nodes, number=7, told=12)
+    status, said = await lossy(nodes, "s1")
+    assert (status, "kvstore shard accept-old s1" in said["detail"]) == (409, True)
+    accepted = await nodes.controller.call("POST", "/v1/shards/s1/accept-old", json={"confirm": "s1"})
+    assert (accepted[0], accepted[1]["told"]) == (202, 12)
+    asked = told | {"number": 0, "version": 0}
+    assert (await nodes.controller.call("POST", "/v1/told", json=asked))[1]["number"] == 0
+
+
 async def test_a_copy_that_has_nothing_cannot_be_gone_on_with(nodes: Nodes) -> None:
     await stranded(nodes, number=0)
     status, said = await lossy_while_heard(nodes, "s1")

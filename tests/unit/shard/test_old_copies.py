@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import aiohttp
+import pytest
 
 from tests.unit.shard.test_node_failover import Cluster, cluster_in
 
@@ -18,10 +19,11 @@ async def put_all(http: aiohttp.ClientSession, cluster: Cluster, value: str) -> 
         await http.put(f"{cluster.url}/v1/kv/k{number}", data=f"{value}{number}")
 
 
-async def check_all(http: aiohttp.ClientSession, cluster: Cluster, value: str) -> None:
-    for number in range(KEYS):
-        async with http.get(f"{cluster.url}/v1/kv/k{number}") as answer:
-            assert await answer.text() == f"{value}{number}"
+async def check_all(http: aiohttp.ClientSession, cluster: Cluster, value: str, shard: str | None = None) -> None:
+    """`shard`: only its keys."""
+    for key in await keys_of(http, cluster, shard):
+        async with http.get(f"{cluster.url}/v1/kv/{key}") as answer:
+            assert await answer.text() == f"{value}{key[1:]}"
 
 
 async def backed_up(cluster: Cluster, http: aiohttp.ClientSession, node: str) -> Path:
@@ -120,9 +122,88 @@ async def test_an_old_folder_of_a_primary_without_a_copy_in_sync_is_not_opened(t
         await check_all(http, cluster, "newest")
 
 
-async def values(http: aiohttp.ClientSession, cluster: Cluster) -> list[str]:
+async def both_put_back(cluster: Cluster, http: aiohttp.ClientSession) -> tuple[tuple[str, str], dict[str, Path]]:
+    """The nodes of s1's primary and copy, which have old folders and run; by node the newest ones."""
+    await cluster.until_replicated()
+    (copy,) = (await cluster.shard("s1")).replicas
+    both = "s1", copy.node
+    await put_all(http, cluster, "old")
+    kept = await killed(cluster, both, "old")
+    for node in both:
+        cluster.start_node(node)
+    await cluster.until_replicated()
+    await put_all(http, cluster, "new")
+    await until_beats_have_told(cluster, http)
+    newest = await killed(cluster, both, "newest")
+    for node in both:
+        put_back(cluster, node, kept[node])
+        cluster.start_node(node)
+    return both, newest
+
+
+async def killed(cluster: Cluster, nodes: tuple[str, ...], name: str) -> dict[str, Path]:
+    """By node, a copy of its folder, made once all of them were killed."""
+    await asyncio.gather(*(cluster.kill(node) for node in nodes))
+    kept = {node: cluster.folder / f"{name}-of-{node}" for node in nodes}
+    for node, folder in kept.items():
+        shutil.copytree(cluster.folder / node, folder)
+    return kept
+
+
+async def until_waits(cluster: Cluster, http: aiohttp.ClientSession, caplog: pytest.LogCaptureFixture) -> None:
+    """The opening of s1 has met its copy, and says why it does not go on; no key of s1 was answered until then."""
+    async with asyncio.timeout(60):
+        while "shard s1 is not opened" not in caplog.text:
+            await asyncio.sleep(0.05)
+    assert "`kvstore shard accept-old s1`" in caplog.text
+    reading = asyncio.create_task(values(http, cluster, "s1"))
+    done, _ = await asyncio.wait({reading}, timeout=4)
+    reading.cancel()
+    if done:
+        assert set(reading.result()) <= {"503", "504"}
+
+
+async def test_old_folders_of_a_primary_and_its_copy_are_not_served_until_the_newer_ones_are_put_back(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with cluster_in(tmp_path) as cluster, aiohttp.ClientSession() as http:
+        (_, copy), newest = await both_put_back(cluster, http)
+        await until_waits(cluster, http, caplog)
+        await cluster.kill(copy)
+        put_back(cluster, copy, newest[copy])
+        cluster.start_node(copy)  # what it has more is fetched by the opening that waits
+        await cluster.until_replicated()
+        await check_all(http, cluster, "new", "s1")
+
+
+async def test_old_folders_of_a_primary_and_its_copy_are_served_once_a_person_has_accepted_them(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with cluster_in(tmp_path) as cluster, aiohttp.ClientSession() as http:
+        await both_put_back(cluster, http)
+        await until_waits(cluster, http, caplog)
+        asked, accept = {"confirm": "s1"}, f"{cluster.url}/v1/shards/s1/accept-old"
+        async with http.post(accept, json=asked) as answer:
+            assert (answer.status, (await answer.json())["told"] > 0) == (202, True)
+        await cluster.until_replicated()
+        await check_all(http, cluster, "old", "s1")
+        async with http.put(f"{cluster.url}/v1/kv/{(await keys_of(http, cluster, 's1'))[0]}", data="newest") as answer:
+            assert answer.status in (200, 201, 204)
+
+
+async def keys_of(http: aiohttp.ClientSession, cluster: Cluster, shard: str | None) -> list[str]:
+    """Those of that shard; all of them for None."""
     found = []
     for number in range(KEYS):
-        async with http.get(f"{cluster.url}/v1/kv/k{number}") as answer:
+        async with http.get(f"{cluster.url}/v1/explain/k{number}") as answer:
+            if shard in (None, (await answer.json())["owner"]):
+                found.append(f"k{number}")
+    return found
+
+
+async def values(http: aiohttp.ClientSession, cluster: Cluster, shard: str | None = None) -> list[str]:
+    found = []
+    for key in await keys_of(http, cluster, shard):
+        async with http.get(f"{cluster.url}/v1/kv/{key}") as answer:
             found.append(await answer.text() if answer.status == 200 else f"{answer.status}")
     return found

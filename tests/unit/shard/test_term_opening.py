@@ -67,11 +67,24 @@ class MemoryWire:
         self.other.inbox.put_nowait(None)
 
 
+def write(copy: StoreCopy, first: int, last: int) -> None:
+    """Append records of these numbers, and sync them."""
+    for number in range(first, last + 1):
+        row = Row(VALUE, f"k{number}", 1, number, number, 0, b"value")
+        copy.log.append(CommitRecord(Clock(number, number), [row]).encode(), 1)
+    copy.log.sync()
+
+
 class Nodes:
-    """Node n1 is to open the term; n2 and n3 have copies in sync, too. `cut_off`: they cannot be reached."""
+    """Node n1 is to open the term; n2 and n3 have copies in sync, too. `cut_off`: they cannot be reached.
+
+    `told`: what the controller answers; None while it is away. `asked_told`: how often it was asked.
+    """
 
     def __init__(self, folder: Path, session: aiohttp.ClientSession) -> None:
         self.folder = folder
+        self.told: dict[str, int] | None = {"number": 0, "clock_floor": 0}
+        self.asked_told = 0
         self.files: dict[str, CopyFiles] = {}
         self.cut_off: set[str] = set()
         self.deaf: set[str] = set()  # what they are sent is not read
@@ -89,10 +102,7 @@ class Nodes:
     async def make(self, node: str, records: int, promised: int = 0) -> StoreCopy:
         files = await FileFolder(self.folder, node, LIMITS).make_copy("s1", STORE_ID, 64)
         self.files[node] = files
-        for number in range(1, records + 1):
-            row = Row(VALUE, f"k{number}", 1, number, number, 0, b"value")
-            files.copy.log.append(CommitRecord(Clock(number, number), [row]).encode(), 1)
-        files.copy.log.sync()
+        write(files.copy, 1, records)
         if promised:
             await files.copy.opening.promise(promised)
         return files.copy
@@ -118,6 +128,13 @@ class Nodes:
 
     def ask_controller_at(self, url: str) -> None:
         self._around = self._around._replace(controller_url=url)
+
+    async def tell(self, request: web.Request) -> web.Response:
+        assert (await request.json())["store_id"] == STORE_ID
+        self.asked_told += 1
+        if self.told is None:
+            raise web.HTTPServiceUnavailable
+        return web.json_response(self.told)
 
     async def connect(self, node: str, session: Session) -> Wire:
         self.asked.append(node)
@@ -165,6 +182,10 @@ async def three(folder: Path, *records: int) -> AsyncIterator[Nodes]:
     async with AsyncExitStack() as at_the_end:
         nodes = Nodes(folder, await at_the_end.enter_async_context(aiohttp.ClientSession()))
         at_the_end.push_async_callback(nodes.close)
+        app = web.Application()
+        app.router.add_post("/v1/told", nodes.tell)
+        server = await at_the_end.enter_async_context(TestServer(app))
+        nodes.ask_controller_at(str(server.make_url("/")))
         for node, count in zip(("n1", "n2", "n3"), records, strict=True):
             await nodes.make(node, count)
         yield nodes
@@ -291,24 +312,54 @@ async def test_a_copy_that_is_lost_while_its_records_are_fetched_has_to_tell_aga
         assert nodes.files["n1"].copy.log.last.number == 4
 
 
+@pytest.mark.parametrize("others", [(), ("n2",), ("n2", "n3")])
 async def test_a_log_that_ends_below_what_was_told_and_that_no_copy_completes_waits_for_a_person(
-    tmp_path: Path,
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, others: tuple[str, ...]
 ) -> None:
-    told, asked = {"number": 9, "clock_floor": 0}, 0
-
-    async def tell(request: web.Request) -> web.Response:
-        nonlocal asked
-        asked += (await request.json())["store_id"] == STORE_ID
-        return web.json_response(told)
-
-    app = web.Application()
-    app.router.add_post("/v1/told", tell)
-    async with three(tmp_path, 5, 9, 5) as nodes, TestServer(app) as server:
-        nodes.ask_controller_at(str(server.make_url("/")))
-        opening = nodes.opening(nodes.config())
+    """Also where copies in sync answer: theirs are older ones, too."""
+    async with three(tmp_path, 5, 5, 4) as nodes:
+        nodes.told = {"number": 9, "clock_floor": 0}
+        opening = nodes.opening(nodes.config(*others))
         running = asyncio.create_task(opening.run())
-        await until(lambda: asked >= 2)
+        await until(lambda: nodes.asked_told >= 3)
         assert not running.done()
-        told.update(number=0, clock_floor=700)
+        assert caplog.text.count("`kvstore shard accept-old s1`") == 1
+        nodes.told = {"number": 0, "clock_floor": 700}
         assert await asyncio.wait_for(running, 60)
         assert opening.clock_floor == 700
+
+
+async def test_an_opening_that_waits_for_newer_files_takes_them_from_a_copy_on_whose_node_they_were_put_back(
+    tmp_path: Path,
+) -> None:
+    async with three(tmp_path, 5, 5, 5) as nodes:
+        nodes.told = {"number": 9, "clock_floor": 0}
+        running = asyncio.create_task(nodes.opening(nodes.config("n2", "n3")).run())
+        await until(lambda: nodes.asked_told >= 2)
+        write(nodes.files["n2"].copy, 6, 9)
+        assert await asyncio.wait_for(running, 60)
+        assert nodes.files["n1"].copy.log.last.number == 9
+
+
+@pytest.mark.parametrize("others", [(), ("n2", "n3")])
+async def test_while_the_controller_is_away_no_log_is_opened_and_as_soon_as_it_answers_one_that_is_whole(
+    tmp_path: Path, others: tuple[str, ...]
+) -> None:
+    async with three(tmp_path, 5, 5, 5) as nodes:
+        nodes.told = None
+        running = asyncio.create_task(nodes.opening(nodes.config(*others)).run())
+        await until(lambda: nodes.asked_told >= 3)
+        await asyncio.sleep(3 * LIMITS.told_timeout_s)
+        assert not running.done()
+        nodes.told = {"number": 5, "clock_floor": 0}
+        assert await asyncio.wait_for(running, 60)
+
+
+async def test_an_opening_that_waits_for_the_controller_ends_when_the_map_gives_another_term(tmp_path: Path) -> None:
+    async with three(tmp_path, 3, 3, 3) as nodes:
+        nodes.told = None
+        opening = nodes.opening(nodes.config("n2", "n3"))
+        running = asyncio.create_task(opening.run())
+        await until(lambda: nodes.asked_told)
+        opening.hear(nodes.config("n2", "n3", epoch=TERM + 1, term=TERM + 1))
+        assert not await asyncio.wait_for(running, 60)
