@@ -6,7 +6,8 @@ off. It ends, and nothing was served, as soon as a map of another term is heard 
 None that does not answer is taken out before the own file was found to be whole: it may be the only good one.
 The longest log is opened only once the controller has said that the store has told of no more: else it is an older
 copy, and so are all that have answered. Every copy in sync has all that was told, so this keeps none waiting that is
-whole. An older one waits for newer files, on this node or on that of a copy in sync, or for a person.
+whole. An older one waits for newer files, on this node or on that of a copy in sync, or for a person. A log that ends
+where the longest one does not begin yet is an older copy, too; it counts as damaged, so that the other takes over.
 Leaves to others: the rules (`replication.opening`), the record that opens the term (`store.partitions`).
 
 While the controller is away nothing is opened. It has given the term a moment before, by a map; asking it once more
@@ -20,6 +21,7 @@ import asyncio
 import contextlib
 import logging
 
+from kvstore.errors import DataCorrupt
 from kvstore.replication import opening
 from kvstore.replication.configuration import Configuration, Replica, Request
 from kvstore.replication.copy import StoreCopy
@@ -52,6 +54,7 @@ class TermOpening:
         self._opening: Opening | None = Opening(config, start, copy.log.last)
         self._late: dict[str, Replica] = {}  # by copy id, those that have not answered for too long
         self._wires: dict[str, Wire] = {}
+        self._known: dict[str, int] = {}  # by copy id, the first number that its log still knows
         self._asked_s = 0.0  # since when the copies are asked
         self._changed = asyncio.Event()
         self._examining: asyncio.Task[None] | None = None
@@ -157,7 +160,7 @@ class TermOpening:
                 if wire is not None:
                     await wire.close()
                 raise
-            self._wires[copy.copy_id] = wire
+            self._wires[copy.copy_id], self._known[copy.copy_id] = wire, told.known[0]
             if self._opening is not None:
                 self._opening = opening.answered(self._opening, hello, told.position)
             self._changed.set()
@@ -195,10 +198,16 @@ class TermOpening:
 
     async def _fetch(self, now: Opening) -> None:
         """Some of what the longest log has more.
-        A copy that is lost by then has to tell again, or to be out."""
+        A copy that is lost by then has to tell again, or to be out. Raises DataCorrupt if the two do not meet."""
         found = opening.truth(now)
         assert found is not None
         assert found.copy_id is not None
+        if now.own.number < self._known[found.copy_id]:
+            raise DataCorrupt(
+                f"The log of shard {now.config.shard} here ends with record {now.own.number}. A copy in sync has all "
+                f"up to record {found.position.number}, and has let go of what follows here, since every copy in sync "
+                "had it: this is an older copy of the files."
+            )
         wire = self._wires[found.copy_id]
         try:
             async with asyncio.timeout(self._times.replica_timeout_s + self._times.disk_stall_s):

@@ -59,6 +59,12 @@ def test_a_shard_waits_for_newer_files_when_its_primary_is_silent_and_the_longes
     )
 
 
+@pytest.mark.parametrize(("role", "waits"), [("opening", True), ("damaged", True), ("primary", False)])
+def test_a_shard_waits_too_when_its_primary_is_heard_and_is_not_opened(role: Role, waits: bool) -> None:
+    found = CopiesHeard(heard(("n1", "a", role, 7), ("n2", "b", "copy", 9)), 2.5).older(CONFIG)
+    assert (found is not None and found.number == 9) is waits
+
+
 @pytest.mark.parametrize(
     ("role", "copy_id", "joins"), [("copy", "b", True), ("damaged", "b", False), ("copy", "c", False)]
 )

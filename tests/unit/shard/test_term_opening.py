@@ -67,10 +67,10 @@ class MemoryWire:
         self.other.inbox.put_nowait(None)
 
 
-def write(copy: StoreCopy, first: int, last: int) -> None:
+def write(copy: StoreCopy, first: int, last: int, value: bytes = b"value") -> None:
     """Append records of these numbers, and sync them."""
     for number in range(first, last + 1):
-        row = Row(VALUE, f"k{number}", 1, number, number, 0, b"value")
+        row = Row(VALUE, f"k{number}", 1, number, number, 0, value)
         copy.log.append(CommitRecord(Clock(number, number), [row]).encode(), 1)
     copy.log.sync()
 
@@ -310,6 +310,22 @@ async def test_a_copy_that_is_lost_while_its_records_are_fetched_has_to_tell_aga
         assert await asyncio.wait_for(nodes.opening(nodes.config("n2", "n3")).run(), 60)
         assert nodes.asked.count("n2") == 2
         assert nodes.files["n1"].copy.log.last.number == 4
+
+
+async def test_an_old_folder_that_lacks_more_than_the_longest_log_still_has_counts_as_damaged(tmp_path: Path) -> None:
+    """So that the copy which has everything takes over, and this one is rebuilt from it."""
+    async with three(tmp_path, 2, 2, 9) as nodes:
+        log = nodes.files["n2"].copy.log
+        for number in range(3, 10):
+            write(nodes.files["n2"].copy, number, number, bytes(LIMITS.log_segment_bytes // 3))
+            while log.wants_segment:
+                log.prepare_segment()
+        log.release(8)
+        assert log.first > 4
+        with pytest.raises(DataCorrupt, match=r"ends with record 2\. .* all up to record 9, .* an older copy"):
+            await asyncio.wait_for(nodes.opening(nodes.config("n2")).run(), 60)
+        assert nodes.files["n1"].copy.log.last.number == 2
+        assert await asyncio.wait_for(nodes.opening(nodes.config("n3", epoch=TERM + 1, term=TERM + 1)).run(), 60)
 
 
 @pytest.mark.parametrize("others", [(), ("n2",), ("n2", "n3")])

@@ -26,7 +26,9 @@ from kvstore.shard.service import ShardService
 from kvstore.shard.told import ToldNumbers
 from kvstore.storage.engine import TryLater
 from kvstore.store.store import Store
+from tests.unit.store.harness import until
 from tests.unit.store.real_files import LIMITS, PARTITIONS, Hands, cluster_map, end, filled, flip, opened
+from tests.unit.store.test_store_with_copies import primary
 
 FAST = Limits(**LIMITS, told_timeout_s=0.3, told_every_s=0.02)
 
@@ -222,6 +224,24 @@ async def test_without_an_answer_it_serves_unverified_and_stops_when_it_hears_of
     with pytest.raises(StoreBehind):
         await asyncio.wait_for(running, 20)
     await store.close()
+
+
+async def test_a_primary_that_has_its_lease_and_ends_below_what_was_told_ends_and_one_without_waits_for_a_map(
+    path: Path, numbers: ToldNumbers, controller: Controller
+) -> None:
+    """What has told more is its successor then, or it has an older copy of its files."""
+    async with primary(path.parent) as one:
+        await one.make_copy("n2")
+        await one.in_sync("n2")
+        await controller.store.tell(one.store.identity.store_id, Told(one.store.durable + 5))
+        gate = one.hold_up()
+        one.environment.lease_step_s = 100.0
+        await numbers.tell(one.store)
+        assert not numbers.is_verified
+        gate.set()
+        await until(one.store.tables.may_answer)
+        with pytest.raises(StoreBehind):
+            await numbers.tell(one.store)
 
 
 async def test_a_store_opens_in_time_although_the_controller_takes_the_question_and_stands_still(
