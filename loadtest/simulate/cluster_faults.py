@@ -57,6 +57,7 @@ NEMESES: Mapping[str, Mapping[str, Act]] = {
     "clock": {"wall clock jumps": disk_faults.jump},
     "store": {"map store away": changes.take_record_away, "lose the record": changes.lose_record},
     "older": {"put an old copy back": copy_faults.put_old_back},
+    "all-older": {"put all old copies back": copy_faults.put_all_old_back},
     "change": {
         "add a shard": changes.add_shard,
         "remove a shard": changes.remove_shard,
@@ -66,9 +67,10 @@ NEMESES: Mapping[str, Mapping[str, Act]] = {
         "leave behind": changes.leave_behind,
     },
 }
-ONLY_WITH_COPIES = ("copies", "late", "early", "older")
-APART = {"late": "apart", "early": "early"}  # each with a generator, so a schedule without one is what it was before
-ALONE = ("older",)  # what it is about is lost by faults of the controller, too, if they come at the wrong moment
+ONLY_WITH_COPIES = ("copies", "late", "early", "older", "all-older")
+# Each with a generator of its own, so a schedule without one is what it was before.
+APART = {"late": "apart", "early": "early", "all-older": "all-older"}
+ALONE = ("older", "all-older")  # what they are about is lost by faults of the controller, too, at the wrong moment
 USUAL = tuple(each for each in NEMESES if each not in ALONE)
 _ACTS = {kind: act for acts in NEMESES.values() for kind, act in acts.items()}
 _WEIGHTS = {

@@ -16,13 +16,15 @@ Leaves to others: when they come (`cluster_faults`), what must hold (`invariants
                 ended sends the page again when its pause is over, to a copy that has gone on with the next snapshot
     die         a node is away for longer than `down_out_s`: it is given up, and comes back
     put back    a primary and its copy end at once; the copy comes back first, with its files of some time ago
+    put all     a primary and all its copies in sync end at once, and come back with their files of some time ago; what
+                they would serve is a violation; later they come back with their newest files
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -33,6 +35,8 @@ from kvstore.storage.engine import Engine
 from loadtest.simulate.cluster import Cluster
 from loadtest.simulate.environment import SYNC_S
 from loadtest.simulate.network import End, both_ways, lost_by_none
+from loadtest.simulate.node import Backup, NodeServer
+from loadtest.simulate.store_invariants import Violation
 from loadtest.simulate.view import good_copies, in_sync
 
 T = TypeVar("T")
@@ -205,6 +209,53 @@ async def put_old_back(cluster: Cluster, rng: random.Random) -> None:
     cluster.bring_back(node)
     await asyncio.sleep(rng.uniform(3.0, 6.0))
     cluster.bring_back(primary)
+
+
+async def put_all_old_back(cluster: Cluster, rng: random.Random) -> None:
+    """Of some shard. What the files lack was committed well before its primary's last beat."""
+    shards = [shard for shard in cluster.view.shards if in_sync(shard)]
+    if not shards:
+        return
+    shard = rng.choice(shards)
+    nodes = [cluster.nodes[name] for name, _ in good_copies(shard) if name in cluster.nodes]
+    old = [node.back_up(shard.id) for node in nodes]
+    await asyncio.sleep(rng.uniform(0.5, 3.0))
+    committed = _committed(cluster, shard)
+    await asyncio.sleep(_BEATS_S)
+    is_served = all(_is_served(cluster, each.primary.node, each.id) for each in cluster.view.shards)
+    if shard not in cluster.view.shards or not cluster.view.is_whole() or not is_served:
+        return  # another one is under way, perhaps
+    newest = [node.back_up(shard.id) for node in nodes]
+    if None in [*old, *newest] or committed <= max(kept.number for kept in old if kept is not None):
+        return
+    cluster.loop.note(f"{[node.name for node in nodes]} get {shard.id} back, of which record {committed} was committed")
+    await _put_back(cluster, nodes, old, rng)
+    for _ in range(int(rng.uniform(3.0, 6.0) / _LOOK_S)):
+        await asyncio.sleep(_LOOK_S)
+        if any(_is_served(cluster, node.name, shard.id) for node in nodes):
+            raise Violation(f"{shard.id} is served with old files, without record {committed}, which was committed")
+    await _put_back(cluster, nodes, newest, rng)
+
+
+async def _put_back(
+    cluster: Cluster, nodes: Sequence[NodeServer], kept: Sequence[Backup | None], rng: random.Random
+) -> None:
+    """All end at once, and come back one after the other with these files."""
+    for node, files in zip(nodes, kept, strict=True):
+        node.wanted = False
+        if node.process is not None:
+            node.process.kill()
+        if files is not None:
+            node.put_back(files)
+            cluster.invariants.put_back(node.name, files.copy_id)
+    for node in rng.sample(nodes, len(nodes)):
+        await asyncio.sleep(rng.uniform(_BEATS_S, 1.5))
+        cluster.bring_back(node)
+
+
+def _is_served(cluster: Cluster, node: str, shard_id: str) -> bool:
+    resident = cluster.view.resident(node, shard_id)
+    return resident is not None and resident.local.hosted is not None and resident.local.hosted.is_open
 
 
 def _committed(cluster: Cluster, shard: Shard) -> int:

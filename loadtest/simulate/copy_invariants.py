@@ -45,6 +45,11 @@ class CopyInvariants:
         self._followed: dict[str, object] = {}  # when it was looked at last
         self._promised: dict[str, int] = {}
 
+    def put_back(self, copy_id: str) -> None:
+        """It has files of another time from now on."""
+        self._promised.pop(copy_id, None)
+        self._followed.pop(copy_id, None)
+
     def check(self, shard_id: str, copy: StoreCopy) -> None:
         """Raises Violation."""
         if copy.is_filling:

@@ -41,6 +41,11 @@ class Invariants:
         self.owners.process_ended(node)
         self.stores.disk_gone(node)
 
+    def put_back(self, node: str, copy_id: str) -> None:
+        """That copy has other files there, of another time: what it had promised since is not known there."""
+        self.disk_gone(node)
+        self.copies.put_back(copy_id)
+
     def check(self, server: NodeServer) -> None:
         """After an event of that node. Raises Violation."""
         assert server.node is not None

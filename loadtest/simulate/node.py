@@ -201,6 +201,7 @@ class SimulatedFolder:
 class Backup(NamedTuple):
     """The files of a copy as they were at one moment. `number`: of the last record that was on disk."""
 
+    copy_id: str
     path: Path
     files: dict[Path, bytes]
     engine: SimulatedEngine
@@ -303,13 +304,15 @@ class NodeServer(Server):
         self._last_session = ""
 
     def back_up(self, shard_id: str) -> Backup | None:
-        """What lies here of that shard's copy, if the process runs and has it whole."""
+        """What lies here of that shard's store, primary or copy, if the process runs and has it whole."""
         resident = self.node.stores.by_shard.get(shard_id) if self.node is not None else None
-        copy, path = resident.local.copy if resident is not None else None, self.folder._path(shard_id)
-        if copy is None or copy.is_filling or path not in self.folder.engines:
+        local, path = resident.local if resident is not None else None, self.folder._path(shard_id)
+        stored = local.log_with_copies if local is not None else None
+        is_filling = local is not None and local.copy is not None and local.copy.is_filling
+        if local is None or stored is None or is_filling or path not in self.folder.engines:
             return None
         files = {each: self.disk.content(each) for each in self.disk.files if each.name.startswith(f"{path.stem}.")}
-        return Backup(path, files, self.folder.engines[path].backed_up(), copy.log.synced.number)
+        return Backup(local.copy_id, path, files, self.folder.engines[path].backed_up(), stored.synced.number)
 
     def put_back(self, kept: Backup) -> None:
         """In place of what lies here of it by now; no process may run."""
