@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from kvstore.controller.map_store.interface import Stored
+from kvstore.controller.map_store.interface import Stored, Told
 from kvstore.controller.map_store.sqlite import FORMAT, open_sqlite
-from kvstore.errors import ConfigError, ForeignData
+from kvstore.errors import ConfigError, ForeignData, Unavailable
 
 
 def change(path: Path, statement: str) -> None:
@@ -116,3 +116,17 @@ async def test_an_acknowledged_swap_survives_kill_9(tmp_path: Path) -> None:
     await store.close()
     assert stored.revision >= acknowledged
     assert stored == Stored(stored.revision, b"%d" % stored.revision)
+
+
+async def test_what_a_store_has_told_can_be_asked_for_while_nothing_can_be_written(tmp_path: Path) -> None:
+    """A full disk of the controller keeps no copy from taking over."""
+    store = await open_sqlite(tmp_path / "controller-0.db")
+    await store.tell("a", Told(5, 50))
+    await store.forget("b", 900)
+    await store._connection.execute("PRAGMA query_only = 1")
+    assert await store.tell("a", Told()) == Told(5, 50)
+    assert await store.tell("a", Told(4, 50)) == Told(5, 50)
+    assert await store.tell("b", Told()) == Told(0, 0, 900)
+    with pytest.raises(Unavailable):
+        await store.tell("a", Told(6, 50))
+    await store.close()
