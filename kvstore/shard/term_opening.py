@@ -27,9 +27,8 @@ from kvstore.replication.configuration import Configuration, Replica, Request
 from kvstore.replication.copy import StoreCopy
 from kvstore.replication.opening import Opening
 from kvstore.replication.wire import Refused, Wire, WireLost, fetch, greet
-from kvstore.said_once import SaidOnce
 from kvstore.shard.hosted import Surroundings
-from kvstore.shard.told import ToldNumbers, behind
+from kvstore.shard.told import ToldNumbers, ToldOfTerm
 from kvstore.store.copy_place import times_of
 
 log = logging.getLogger(__name__)
@@ -46,11 +45,8 @@ class TermOpening:
         self._connect = around.connect
         self._times = times_of(around.limits)
         self._on_news = around.on_news
-        self._numbers = ToldNumbers(around.session, around.controller_url, around.limits)
-        self._told_timeout_s = around.limits.told_timeout_s
-        self._waits = SaidOnce()
-        self._is_whole = False  # the controller was asked, and knows of no record above the own log's last
-        self.clock_floor = 0  # above that version the store goes on: a person has accepted an older copy of it
+        numbers = ToldNumbers(around.session, around.controller_url, around.limits)
+        self._told = ToldOfTerm(numbers, config.shard, around.limits, around.environment)
         self._opening: Opening | None = Opening(config, start, copy.log.last)
         self._late: dict[str, Replica] = {}  # by copy id, those that have not answered for too long
         self._wires: dict[str, Wire] = {}
@@ -63,6 +59,11 @@ class TermOpening:
     def config(self) -> Configuration | None:
         """Of the newest map that was heard of; None once the opening is over."""
         return self._opening.config if self._opening is not None else None
+
+    @property
+    def clock_floor(self) -> int:
+        """Above that version the store goes on: a person has accepted an older copy of it."""
+        return self._told.clock_floor
 
     def hear(self, config: Configuration | None) -> None:
         """A newer map has come. None: it has no such shard."""
@@ -99,10 +100,10 @@ class TermOpening:
                 if opening.truth(now) is not None:
                     if not opening.may_begin_term(now):
                         await self._fetch(now)
-                    elif self._is_whole:
+                    elif self._told.is_confirmed:
                         return True
-                    else:
-                        self._is_whole = await self._has_all_told(now.config.shard)
+                    elif await self._told.is_below(now.config.store_id, self._copy.log.last.number):
+                        await self._ask_again()
                     continue
                 self._note_late(now)
                 self._changed.clear()
@@ -165,28 +166,6 @@ class TermOpening:
                 self._opening = opening.answered(self._opening, hello, told.position)
             self._changed.set()
             return
-
-    async def _has_all_told(self, shard: str) -> bool:
-        """Whether the controller says that the own log has all that the store has told.
-        False after a while, if it ends below that, or the controller does not answer."""
-        told, last = await self._numbers.ask(self._copy.identity.store_id), self._copy.log.last.number
-        if told is None:
-            if self._waits.is_news("away"):
-                log.warning("shard %s waits: the controller cannot be asked how far it had come", shard)
-            await self._environment.sleep(self._told_timeout_s / 10)
-            return False
-        if told.number <= last:
-            self.clock_floor = told.clock_floor
-            return True
-        if self._waits.is_news(why := behind(last, told.number).detail):
-            log.error(
-                "shard %s is not opened. %s Start the node with the newer files, or put them back; if they are lost, "
-                "`kvstore shard accept-old %s` goes on with what is here",
-                shard, why, shard,
-            )  # fmt: skip
-        await self._environment.sleep(self._told_timeout_s)
-        await self._ask_again()
-        return False
 
     async def _ask_again(self) -> None:
         """All copies in sync: newer files may have been put back on their nodes."""

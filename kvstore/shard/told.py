@@ -8,10 +8,10 @@ what it never received. A store that has told of more than it has now (an older 
 not serve: it is refused at the opening or, if the controller could not be asked then, as soon as it can. Where a
 person has accepted that, its versions go on above all that it gave.
 Leaves to others: what is kept (the controller), what the log itself proves (`storage.recovery`), the opening of a store
-that has copies, which needs the controller in any case (`term_opening`).
+that has copies, but for its question (`term_opening`).
 
 The controller is no part of any write: while it is away, a store without copies opens after `told_timeout_s` and
-serves, unverified.
+serves, unverified. One that has copies waits: it needs the controller for its term, too.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ import logging
 import aiohttp
 
 from kvstore.config import Limits
+from kvstore.environment import Environment
 from kvstore.errors import StoreBehind
+from kvstore.said_once import SaidOnce
 from kvstore.storage.engine import TryLater
 from kvstore.store.opening import ToldBefore
 from kvstore.store.store import Store
@@ -98,6 +100,45 @@ class ToldNumbers:
                 return ToldBefore(int(told["number"]), int(told.get("clock_floor", 0)))
         except (aiohttp.ClientError, TimeoutError, ValueError, KeyError, TypeError):
             return None
+
+
+class ToldOfTerm:
+    """Whether the controller confirms that the log with which a term is opened has all that was told.
+
+    `is_confirmed`: it has. `clock_floor`: above that version the store goes on then.
+    """
+
+    def __init__(self, numbers: ToldNumbers, shard: str, limits: Limits, environment: Environment) -> None:
+        self.is_confirmed = False
+        self.clock_floor = 0
+        self._numbers = numbers
+        self._shard = shard
+        self._timeout_s = limits.told_timeout_s
+        self._environment = environment
+        self._waits = SaidOnce()
+
+    async def is_below(self, store_id: str, number: int) -> bool:
+        """Whether the log, whose last record that is, ends below what was told; then after a while.
+
+        False if it is confirmed, and if the controller does not answer: then it is to be asked again.
+        """
+        told = await self._numbers.ask(store_id)
+        if told is None:
+            if self._waits.is_news("away"):
+                log.warning("shard %s waits: the controller cannot be asked how far it had come", self._shard)
+            await self._environment.sleep(self._timeout_s / 10)
+            return False
+        if told.number <= number:
+            self.is_confirmed, self.clock_floor = True, told.clock_floor
+            return False
+        if self._waits.is_news(why := behind(number, told.number).detail):
+            log.error(
+                "shard %s is not opened. %s Start the node with the newer files, or put them back; if they are lost, "
+                "`kvstore shard accept-old %s` goes on with what is here",
+                self._shard, why, self._shard,
+            )  # fmt: skip
+        await self._environment.sleep(self._timeout_s)
+        return True
 
 
 def behind(number: int, told: int) -> StoreBehind:
