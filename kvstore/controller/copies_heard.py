@@ -72,10 +72,6 @@ class CopiesHeard:
         report = self.report(config.primary.node, config.shard, config.primary.copy_id)
         return report is not None and report.role == "opening"
 
-    def _is_damaged(self, config: Configuration) -> bool:
-        report = self.report(config.primary.node, config.shard, config.primary.copy_id)
-        return report is not None and report.role == "damaged"
-
     def ends_early(self, config: Configuration) -> bool:
         """Whether neither its primary nor a copy in sync whose node is heard has all that was committed."""
         longest = self._longest(config)
@@ -86,7 +82,7 @@ class CopiesHeard:
 
         None of other shards, and while the primary may still serve.
         """
-        may_go_on = self.is_opened(config) or self._is_damaged(config) or self.is_primary_silent(config)
+        may_go_on = self.is_opened(config) or self.has_no_primary(config)
         if self.serves(config) or not may_go_on:
             return None
         longest = self._longest(config)
