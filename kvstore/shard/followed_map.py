@@ -95,8 +95,11 @@ class FollowedMap:
         return shard is None or shard.store_id != served.store_id
 
     def has_lost(self, served: Identity) -> bool:
-        """Whether the store `served` here was made because there were no files, and the cluster knows of some."""
+        """Whether the store `served` here was made because there were no files, and the cluster knows of some.
+
+        Only on its home is one made. A guest whose file has not applied its first map yet is not meant.
+        """
         config = self.config
-        if config is None or served.cluster_id is not None:
+        if config is None or self.shard_id != self.node_id or served.cluster_id is not None:
             return False
         return served.store_id != config.store_id and self.fate != "refuse"

@@ -76,6 +76,12 @@ def test_a_store_served_for_another_home_has_left_once_the_map_has_it_no_more() 
     assert followed_on("n2", promoted("copy")).ends(OTHER_STORE)
 
 
+def test_a_guest_whose_file_has_not_applied_its_first_map_yet_has_left_and_is_not_lost() -> None:
+    followed = followed_on("n2", promoted("copy"))
+    assert followed.ends(OTHER_STORE._replace(cluster_id=None))
+    assert not followed.has_lost(OTHER_STORE._replace(cluster_id=None))
+
+
 def test_a_home_that_has_left_the_map_goes_on_until_its_process_ends() -> None:
     assert not followed_on("s1", without_shards()).ends(OWN_STORE)
 
