@@ -45,11 +45,12 @@ def starts_alone(logged: Configuration | None, node: str, copy_id: str, promised
     """Whether a store serves before it has heard the controller.
     The last map in its own log names no copy at all.
 
-    A copy that is only joining counts, too: it may be in sync, and promoted, by a map that has not come here.
+    A copy that is only joining counts, too: it may be in sync, and promoted, by a map that has not come here. A promise
+    above the term of that map is one to another primary, which may have cut the maps off that named it.
     """
-    if logged is None or logged.replicas or promised > logged.term:
+    if logged is None or promised > logged.term or logged.primary != (node, copy_id):
         return False
-    return logged.primary == (node, copy_id)
+    return not logged.replicas or failpoints.planted("serve-alone")
 
 
 class Opening(NamedTuple):

@@ -1,7 +1,8 @@
 """Where the files of a node lie: what is found there, made, opened and set aside.
 
 Owns: the names of the files of each shard's copy on this node; whether a store may be served by what its own map says.
-Promises: a store whose newest map names a copy, or another node as primary, is opened as a copy, unapplied.
+Promises: a store whose newest map names a copy, or another node or copy as primary, or that has promised a higher term,
+is opened as a copy, unapplied. One that serves by its own map has asked the controller first how far it had come.
 Leaves to others: the files themselves (`store.opening`, `store.copy_place`), what becomes of a copy (`resident`).
 """
 
@@ -9,18 +10,19 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from kvstore import failpoints
 from kvstore.config import Limits
 from kvstore.environment import SYSTEM
 from kvstore.errors import ForeignData, StoreBehind
 from kvstore.placement.cluster_map import ClusterMap
 from kvstore.placement.map_format import decode_map
+from kvstore.replication import opening
+from kvstore.replication.configuration import configuration_of
 from kvstore.replication.promise import Identity
 from kvstore.set_aside import has_begun
 from kvstore.storage import sqlite_file
@@ -32,13 +34,21 @@ from kvstore.store.copy_place import (
     as_copy_again,
     is_filling,
     make_copy_files,
-    names_copies,
     open_filling,
     place_of,
     set_copy_aside,
 )
 from kvstore.store.damaged_files import Salvaged, finish_setting_aside, salvage, set_damaged_aside, spare_room
-from kvstore.store.opening import Opened, ToldBefore, ToldNumber, lock, open_unapplied, store_path
+from kvstore.store.opening import (
+    Opened,
+    ToldBefore,
+    ToldNumber,
+    Unapplied,
+    lock,
+    open_unapplied,
+    store_path,
+    untold,
+)
 
 log = logging.getLogger(__name__)
 
@@ -100,20 +110,23 @@ class FileFolder:
         if await SYSTEM.in_thread(partial(is_filling, path)):
             return await open_filling(path, shard_id, partitions, limits, SYSTEM)
 
-        async def told_before(store_id: str) -> ToldBefore:
-            """A store that has copies asks them, and not the controller."""
-            if not is_home or await SYSTEM.in_thread(partial(_file_names_copies, path, shard_id)):
-                return ToldBefore()
-            return await told(store_id)
+        async def applied_map() -> ClusterMap | None:
+            return await SYSTEM.in_thread(partial(_map_in_file, path))
 
-        try:
-            unapplied = await open_unapplied(path, shard_id, partitions, limits, SYSTEM, told_before)
-        except StoreBehind:
-            await SYSTEM.in_thread(partial(check_readable, path))
-            raise
-        if may_serve_alone(unapplied.logged, shard_id, self._node_id):
-            return await unapplied.apply(SYSTEM)
-        return await as_copy(unapplied, shard_id, limits, SYSTEM)
+        async def unapplied(told: ToldNumber) -> Unapplied:
+            try:
+                return await open_unapplied(path, shard_id, partitions, limits, SYSTEM, told)
+            except StoreBehind:
+                await SYSTEM.in_thread(partial(check_readable, path))
+                raise
+
+        found, is_alone = await open_by_map(shard_id, self._node_id, told, applied_map, unapplied)
+        if is_alone:
+            return await found.apply()
+        place = place_of(
+            path, shard_id, found.engine.identity.store_id, found.engine.identity.partitions, limits, SYSTEM
+        )
+        return as_copy(found, place, limits, SYSTEM)
 
     async def as_copy(self, shard_id: str, opened: Opened, logged: ClusterMap | None) -> CopyFiles:
         path, (store_id, _, _, partitions) = self._path(shard_id), opened.engine.identity
@@ -165,13 +178,57 @@ def _set_damaged_aside(path: Path, fresh: Identity) -> None:
     spare_room(path.parent, aside)
 
 
-def may_serve_alone(logged: ClusterMap | None, shard_id: str, node_id: str) -> bool:
-    """Whether a node opens the store by the newest map in its files, without a new term."""
-    shard = logged.shard(shard_id) if logged is not None else None
+async def open_by_map(
+    shard_id: str,
+    node_id: str,
+    told: ToldNumber,
+    applied_map: Callable[[], Awaitable[ClusterMap | None]],
+    unapplied: Callable[[ToldNumber], Awaitable[Unapplied]],
+) -> tuple[Unapplied, bool]:
+    """The files of a store, opened, and whether the node serves it before it has heard the controller.
+
+    A store that has copies asks them how far it had come, and not the controller, `told`: only its log says which of
+    both it is, and what the controller says is needed to read the log. `applied_map`: in the file, a guess. Raises what
+    `unapplied` raises, which opens the files.
+    """
+    asked = False
+
+    async def told_before(store_id: str) -> ToldBefore:
+        nonlocal asked
+        asked = _may_be_alone(await applied_map(), shard_id, node_id)
+        return await told(store_id) if asked else ToldBefore()
+
+    try:
+        found = await unapplied(told_before)
+    except StoreBehind:
+        found = await unapplied(untold)
+        if starts_alone(found.logged, shard_id, node_id, found.copy_file.identity):
+            await found.close()
+            raise
+        return found, False
+    is_alone = starts_alone(found.logged, shard_id, node_id, found.copy_file.identity)
+    if is_alone and not asked and not found.is_new:
+        await found.close()
+        found = await unapplied(told)
+    return found, is_alone
+
+
+def starts_alone(logged: ClusterMap | None, shard_id: str, node_id: str, identity: Identity) -> bool:
+    """Whether a node opens the store before it has heard the controller, by the newest map in its log and its id.
+
+    On its home, one that no map names owns nothing, and serves until one does. One that has promised a term had a map.
+    """
+    config = configuration_of(logged, shard_id) if logged is not None else None
+    if config is None:
+        return shard_id == node_id and (logged is not None or not identity.promised)
+    return opening.starts_alone(config, node_id, identity.copy_id, identity.promised)
+
+
+def _may_be_alone(applied: ClusterMap | None, shard_id: str, node_id: str) -> bool:
+    shard = applied.shard(shard_id) if applied is not None else None
     if shard is None:
         return shard_id == node_id
-    is_alone = not names_copies(logged, shard_id) or failpoints.planted("serve-alone")
-    return is_alone and shard.primary.node == node_id
+    return shard.primary.node == node_id and not shard.replicas
 
 
 def copies_in(names: Iterable[str], node_id: str) -> list[str]:
@@ -182,9 +239,9 @@ def copies_in(names: Iterable[str], node_id: str) -> list[str]:
     return sorted(name.removeprefix(begin).removesuffix(end) for name in found)
 
 
-def _file_names_copies(path: Path, shard_id: str) -> bool:
-    """Whether the map in the file names a copy."""
+def _map_in_file(path: Path) -> ClusterMap | None:
+    """The map that the file has applied."""
     with suppress(Exception):
         encoded = sqlite_file.meta_of(path, write=False).get("cluster_map")
-        return encoded is not None and names_copies(decode_map(encoded.encode()), shard_id)
-    return False
+        return decode_map(encoded.encode()) if encoded is not None else None
+    return None

@@ -106,8 +106,8 @@ class Node:
             await self._hellos.refusal(session_id, peer)  # which says so if that is a stranger
         ids = {"store_id": identity.store_id, "copy_id": home.local.copy_id, "session": self._cluster.id}
         facts: dict[str, Any] = {**ids, "cluster_id": identity.cluster_id, "partitions": identity.partitions}
-        if home.local.hosted is not None and not home.local.hosted.told.is_verified:
-            facts["unverified"] = True  # the controller has not confirmed that this is no older copy
+        if not all(each.told.is_verified for each in self.stores.by_shard.served):
+            facts["unverified"] = True  # the controller has not confirmed that none of them is an older copy
         if home.local.hosted is not None and (missing := home.local.hosted.store.partitions.missing):
             facts["missing"] = partition_set.as_text(missing)  # no move has brought them, or not surely all of them
         if damage := self.stores.by_shard.damage:

@@ -31,7 +31,7 @@ from kvstore.replication.promise import Identity, identity_path, read_identity
 from kvstore.storage import sqlite_file
 from kvstore.storage.disk import Disk, OsDisk, remove_if_there
 from kvstore.storage.sqlite import SqliteEngine
-from kvstore.store.copy_file import CopyFile, open_copy
+from kvstore.store.copy_file import CopyFile
 from kvstore.store.damaged_files import finish_setting_aside
 from kvstore.store.opening import Opened, Unapplied, close_files, lock
 
@@ -125,24 +125,13 @@ async def open_filling(
     return CopyFiles(path, copy, lock_fd)
 
 
-async def as_copy(unapplied: Unapplied, shard_id: str, limits: Limits, environment: Environment) -> CopyFiles:
-    """The files of a store that has copies, as those of a copy; closes all where that fails.
-
-    Raises ForeignData, DataCorrupt, LogDamaged, OSError.
-    """
-    path, engine, log, lock_fd, entries, *_ = unapplied
-    try:
-        logged = unapplied.logged
-        store_id, _, _, partitions = engine.identity
-        identity = (await environment.in_thread(partial(open_copy, path, shard_id, store_id, logged))).identity
-        place = place_of(path, shard_id, store_id, partitions, limits, environment)
-        times = times_of(limits)
-        config = configuration_of(logged, shard_id) if logged is not None else None
-        copy = StoreCopy(place, identity, log, engine, config, environment, times, unapplied=entries)
-    except BaseException:
-        await unapplied.close()
-        raise
-    return CopyFiles(path, copy, lock_fd, logged=logged)
+def as_copy(unapplied: Unapplied, place: Place, limits: Limits, environment: Environment) -> CopyFiles:
+    """The files of a store that does not start alone, as those of a copy."""
+    path, engine, log, lock_fd, entries, _, copy_file, logged, _ = unapplied
+    config = configuration_of(logged, engine.identity.shard_id) if logged is not None else None
+    times = times_of(limits)
+    copy = StoreCopy(place, copy_file.identity, log, engine, config, environment, times, unapplied=entries)
+    return CopyFiles(path, copy, lock_fd, place.disk, logged)
 
 
 async def as_copy_again(
@@ -159,13 +148,6 @@ async def as_copy_again(
     times = times_of(limits)
     copy = StoreCopy(place, identity, log, engine, config, environment, times, was_served=True, is_examined=is_examined)
     return CopyFiles(place.folder / f"{place.store}.db", copy, lock_fd, place.disk, logged)
-
-
-def names_copies(logged: ClusterMap | None, shard_id: str) -> bool:
-    """Whether the newest map in a store's own files names a copy of it.
-    Then it must not open by itself."""
-    shard = logged.shard(shard_id) if logged is not None else None
-    return shard is not None and bool(shard.replicas)
 
 
 def times_of(limits: Limits) -> Times:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -91,30 +92,26 @@ async def untold(store_id: str) -> ToldBefore:
 class Unapplied(NamedTuple):
     """Log and file of a store, before what the log has beyond the file is applied. `entries`: those records.
 
-    `is_new`: the files were made just now.
+    `is_new`: the files were made just now. `copy_file`: which copy this is. `logged`: the newest map in both.
     """
 
     path: Path
     engine: Engine
     log: Log
-    lock_fd: int
+    lock_fd: int | None
     entries: list[Entry]
     is_new: bool
+    copy_file: CopyFile
+    logged: ClusterMap | None
     clock_floor: int = 0
-
-    @property
-    def logged(self) -> ClusterMap | None:
-        """The newest map in them, None without one. Raises ForeignData for one of another format."""
-        newest = newest_map(self.entries) or self.engine.applied.cluster_map
-        return decode_map(newest) if newest is not None else None
 
     async def close(self) -> None:
         """Close all, and let the lock go."""
         await close_files(self.engine, self.log, self.lock_fd)
 
-    async def apply(self, environment: Environment) -> Opened:
-        """Apply what the file lacks; closes all where that fails. Raises DataCorrupt, ForeignData, OSError."""
-        path, engine, log, lock_fd, entries, is_new, clock_floor = self
+    async def apply(self) -> Opened:
+        """Apply what the file lacks; closes all where that fails. Raises DataCorrupt, OSError."""
+        path, engine, log, lock_fd, entries, _, copy_file, _, clock_floor = self
         try:
             if entries and (wrong := (await engine.verify(None)).faults):
                 raise DataCorrupt(
@@ -122,7 +119,6 @@ class Unapplied(NamedTuple):
                     next_step="Restore file and log from a copy; `kvstore store check FILE` names all that is damaged.",
                 )
             await replay(engine, entries)
-            copy_file = await environment.in_thread(partial(_open_copy, path, engine, is_new, environment))
         except BaseException:
             await self.close()
             raise
@@ -144,7 +140,7 @@ async def open_files(
     Raises ForeignData, DataInUse, StoreBehind, DataCorrupt, LogDamaged, ConfigError, OSError.
     """
     unapplied = await open_unapplied(path, shard_id, partitions, limits, environment, told)
-    return await unapplied.apply(environment)
+    return await unapplied.apply()
 
 
 async def open_unapplied(
@@ -161,29 +157,31 @@ async def open_unapplied(
     """
     prepare_data_file(path)
     lock_fd = lock(path)
-    try:
+    async with AsyncExitStack() as where_it_fails:
+        where_it_fails.callback(os.close, lock_fd)
         found, store_id = await environment.in_thread(partial(_found, path))
         before = await told(store_id) if store_id else ToldBefore()
         open_log = partial(_open_log, path, shard_id, partitions, limits, environment, found, before.number)
         log, entries = await environment.in_thread(open_log)
-        try:
-            engine = await SqliteEngine.open(path, shard_id, partitions, limits.wal_bytes_max)
-        except BaseException:
-            log.close()
-            raise
-    except BaseException:
-        os.close(lock_fd)
-        raise
-    return Unapplied(path, engine, log, lock_fd, entries, not found, before.clock_floor)
+        where_it_fails.callback(log.close)
+        engine = await SqliteEngine.open(path, shard_id, partitions, limits.wal_bytes_max)
+        where_it_fails.push_async_callback(engine.close)
+        open_id = partial(_open_copy, path, engine, entries, not found, environment)
+        copy_file, logged = await environment.in_thread(open_id)
+        where_it_fails.pop_all()
+    return Unapplied(path, engine, log, lock_fd, entries, not found, copy_file, logged, before.clock_floor)
 
 
-def _open_copy(path: Path, engine: Engine, is_new: bool, environment: Environment) -> CopyFile:
-    """Raises ForeignData, OSError."""
+def _open_copy(
+    path: Path, engine: Engine, entries: list[Entry], is_new: bool, environment: Environment
+) -> tuple[CopyFile, ClusterMap | None]:
+    """Raises ForeignData, DataCorrupt, OSError."""
     store_id, _, shard_id, _ = engine.identity
     if is_new:
-        return make_copy(path, store_id, environment.random_hex(16))
-    durable = engine.applied.cluster_map
-    return open_copy(path, shard_id, store_id, decode_map(durable) if durable is not None else None)
+        return make_copy(path, store_id, environment.random_hex(16)), None
+    newest = newest_map(entries) or engine.applied.cluster_map
+    logged = decode_map(newest) if newest is not None else None
+    return open_copy(path, shard_id, store_id, logged), logged
 
 
 def _found(path: Path) -> tuple[int, str]:

@@ -29,18 +29,17 @@ from kvstore.replication.places import Place
 from kvstore.replication.promise import Identity as CopyIdentity
 from kvstore.replication.promise import read_identity
 from kvstore.shard.copy_wires import SocketWire, connect
-from kvstore.shard.folder import copies_in, may_serve_alone
+from kvstore.shard.folder import copies_in, open_by_map
 from kvstore.shard.hosted import Surroundings
 from kvstore.shard.node import Node, Refused
 from kvstore.shard.resident import Resident
 from kvstore.storage.engine import Identity, TryLater
-from kvstore.storage.log import BEGINNING, Entry, Log
+from kvstore.storage.log import BEGINNING, Log
 from kvstore.storage.record import newest_map
-from kvstore.storage.replay import replay
 from kvstore.store.copy_file import check_readable, make_copy, open_copy
-from kvstore.store.copy_place import CopyFiles, as_copy_again, times_of
+from kvstore.store.copy_place import CopyFiles, as_copy, as_copy_again, times_of
 from kvstore.store.damaged_files import Salvaged, finish_setting_aside, salvaged_by, set_damaged_aside
-from kvstore.store.opening import Opened, ToldNumber, store_path
+from kvstore.store.opening import Opened, ToldNumber, Unapplied, store_path
 from kvstore.transport.channel import Connection
 from kvstore.transport.sessions import PARAMETER, ClusterSession
 from loadtest.simulate.disk import SimulatedDisk, keep_all, put_back
@@ -85,23 +84,16 @@ class SimulatedFolder:
         engine = self.engines.get(path)
         if engine is None:
             return self._make(path, shard_id, partitions)
-        logged = engine.applied.cluster_map
-        if not may_serve_alone(decode_map(logged) if logged is not None else None, shard_id, self._node_id):
-            return await self._open_copy(shard_id, partitions)
-        before = await told(engine.identity.store_id)
-        try:
-            log, entries = self._open_log(path, engine, before.number)
-        except StoreBehind:
-            check_readable(path, self._disk)
-            raise
-        newest = newest_map(entries) or logged
-        durable = decode_map(newest) if newest is not None else None
-        if not may_serve_alone(durable, shard_id, self._node_id):
-            log.close()
-            return await self._open_copy(shard_id, partitions)
-        await replay(engine, entries)
-        copy_file = open_copy(path, shard_id, engine.identity.store_id, durable, self._disk)
-        return Opened(engine, log, None, copy_file=copy_file, clock_floor=before.clock_floor)
+
+        async def applied_map() -> ClusterMap | None:
+            applied = engine.applied.cluster_map
+            return decode_map(applied) if applied is not None else None
+
+        unapplied = partial(self._unapplied, path, engine)
+        found, is_alone = await open_by_map(shard_id, self._node_id, told, applied_map, unapplied)
+        if is_alone:
+            return await found.apply()
+        return as_copy(found, self._place(path, engine.identity), self._limits, self.environment)
 
     async def as_copy(self, shard_id: str, opened: Opened, logged: ClusterMap | None) -> CopyFiles:
         store_id, _, _, partitions = opened.engine.identity
@@ -191,11 +183,20 @@ class SimulatedFolder:
         copy_id = self.environment.random_hex(16)
         return Opened(engine, log, None, copy_file=make_copy(path, identity.store_id, copy_id, self._disk))
 
-    def _open_log(self, path: Path, engine: SimulatedEngine, told: int) -> tuple[Log, list[Entry]]:
+    async def _unapplied(self, path: Path, engine: SimulatedEngine, told: ToldNumber) -> Unapplied:
+        """What `open_unapplied` does."""
         engine.environment = self.environment
-        position, store_id = engine.applied.position, engine.identity.store_id
-        size = self._limits.log_segment_bytes
-        return Log.open(self._disk, FOLDER, path.stem, store_id, position, told, segment_bytes=size)
+        position, (store_id, _, shard_id, _) = engine.applied.position, engine.identity
+        before, size = await told(store_id), self._limits.log_segment_bytes
+        try:
+            log, entries = Log.open(self._disk, FOLDER, path.stem, store_id, position, before.number, size)
+        except StoreBehind:
+            check_readable(path, self._disk)
+            raise
+        newest = newest_map(entries) or engine.applied.cluster_map
+        logged = decode_map(newest) if newest is not None else None
+        copy_file = open_copy(path, shard_id, store_id, logged, self._disk)
+        return Unapplied(path, engine, log, None, entries, False, copy_file, logged, before.clock_floor)
 
 
 class Backup(NamedTuple):

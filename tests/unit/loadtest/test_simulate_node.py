@@ -13,8 +13,9 @@ import pytest
 
 from kvstore.placement.cluster_map import Primary, at_home, first_map
 from kvstore.protocol import Answer, Put
-from kvstore.replication.promise import read_identity
+from kvstore.replication.promise import read_identity, write_identity
 from kvstore.shard.node import Refused
+from kvstore.store.copy_place import CopyFiles
 from kvstore.store.opening import Opened, untold
 from kvstore.store.store import Store
 from kvstore.transport.channel import Channel
@@ -24,7 +25,7 @@ from loadtest.simulate.cluster import LIMITS, Cluster
 from loadtest.simulate.disk import PowerCut, lose_all
 from loadtest.simulate.engine import SimulatedEngine
 from loadtest.simulate.loop import Killed, Process, SimulatedLoop
-from loadtest.simulate.machine import PARTITIONS
+from loadtest.simulate.machine import FOLDER, PARTITIONS
 from loadtest.simulate.network import Network
 from loadtest.simulate.node import NodeServer
 from loadtest.simulate.session import SimulatedSession
@@ -144,6 +145,10 @@ def test_a_simulated_node_serves_all_stores_of_which_it_is_primary_also_after_a_
         PARTITIONS,
     ]
     assert server.node.stores.by_shard["s3"].local.store is None, "it lies there, and is not served"
+    for hosted in server.node.stores.by_shard.served:
+        assert run(loop, server.node.facts(None, None, None))["unverified"], "there is no controller"
+        hosted.told.is_verified = True
+    assert "unverified" not in run(loop, server.node.facts(None, None, None))
     absent = run(loop, server.node.admit("s4", "", "", None))
     assert isinstance(absent, Refused)
     assert absent.status == 404
@@ -191,6 +196,21 @@ def test_the_map_that_is_in_the_log_only_stands_for_a_lost_id_as_in_real_files(l
     assert opened.copy_file is not None
     assert before is not None
     assert opened.copy_file.identity.copy_id == before.copy_id
+
+
+@pytest.mark.parametrize(("changed", "is_alone"), [({}, True), ({"promised": 2}, False), ({"copy_id": "x"}, False)])
+@pytest.mark.parametrize("shard", ["s1", "s2"])
+def test_a_store_is_served_before_the_controller_is_heard_only_under_its_id_and_in_its_term_as_in_real_files(
+    loop: SimulatedLoop, shard: str, changed: dict[str, Any], is_alone: bool
+) -> None:
+    server = NodeServer("s1", Network(loop, random.Random(1)), random.Random(2), LIMITS, fatal)
+    run(loop, make_stores(server))
+    name = next(path.stem for path in server.folder.engines if path.stem.startswith(f"shard-{shard}"))
+    identity = read_identity(server.disk, FOLDER, name)
+    assert identity is not None
+    write_identity(server.disk, FOLDER, name, identity._replace(**changed))
+    opened = run(loop, server.folder.open(shard, PARTITIONS, untold))
+    assert isinstance(opened, Opened if is_alone else CopyFiles)
 
 
 def test_a_node_that_joins_and_refuses_a_damaged_disk_comes_back_once_the_disk_is_mended(loop: SimulatedLoop) -> None:

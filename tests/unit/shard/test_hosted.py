@@ -22,8 +22,9 @@ from kvstore.environment import StopAsked
 from kvstore.placement.cluster_map import ClusterMap, Primary, at_home, first_map
 from kvstore.router import serve as router_process
 from kvstore.shard import app as shard_app
-from kvstore.shard.folder import copies_in, may_serve_alone
-from kvstore.store.opening import store_path
+from kvstore.shard.folder import FileFolder, copies_in
+from kvstore.store.copy_place import CopyFiles
+from kvstore.store.opening import Opened, store_path, untold
 from kvstore.store.store import Store
 from kvstore.transport.channel import Connection
 from loadtest.cluster.processes import free_ports
@@ -51,10 +52,12 @@ async def make_stores(folder: Path, url: str) -> ClusterMap:
     found = msgspec.structs.replace(found, nodes=found.nodes[:1], shards=[found.shards[0], promoted])
     for shard in ("s1", "s2"):
         await stores[shard].partitions.adopt(found)
-    alone = [may_serve_alone(stores[shard].cluster_map, shard, "s1") for shard in ("s1", "s2", "s3")]
-    assert alone == [True, True, False]
     for store in stores.values():
         await store.close()
+    files = [await FileFolder(folder, "s1", LIMITS).open(shard, PARTITIONS, untold) for shard in stores]
+    assert [type(each) for each in files] == [Opened, Opened, CopyFiles]
+    for each in files:
+        await each.close()
     return found
 
 
