@@ -214,7 +214,7 @@ async def open_by_map(
 
 
 def starts_alone(logged: ClusterMap | None, shard_id: str, node_id: str, identity: Identity) -> bool:
-    """Whether a node opens the store before it has heard the controller, by the newest map in its log and its id.
+    """Whether a node serves the store before it has heard the controller, by its log and its id.
 
     On its home, one that no map names owns nothing, and serves until one does. One that has promised a term had a map.
     """
