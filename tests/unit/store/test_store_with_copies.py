@@ -17,8 +17,24 @@ from kvstore.config import Limits
 from kvstore.environment import SYSTEM
 from kvstore.errors import ForeignData, OutcomeUnknown, Unavailable
 from kvstore.model import Attempt
-from kvstore.placement.cluster_map import ClusterMap, Replica, at_home, map_of
-from kvstore.protocol import Delete, Get, Pull, Put, ReadLock, Scan
+from kvstore.placement.cluster_map import ClusterMap, Move, Replica, at_home, map_of
+from kvstore.placement.ring import partition_of
+from kvstore.protocol import (
+    ApplyIntents,
+    Count,
+    Delete,
+    Explain,
+    Freeze,
+    Get,
+    Pull,
+    Put,
+    ReadLock,
+    Reads,
+    ReadUnlock,
+    Request,
+    Scan,
+    ScanLeases,
+)
 from kvstore.replication import messages
 from kvstore.replication.copy import StoreCopy
 from kvstore.replication.files import Place, make_copy
@@ -382,20 +398,50 @@ async def test_nothing_is_sent_to_a_copy_before_the_map_that_names_it_is_durable
         await until(lambda: one.sessions)
 
 
+def with_a_move(cluster_map: ClusterMap, move_id: str, partition: int) -> ClusterMap:
+    """A move of that partition to shard s2 stands, too."""
+    to = at_home("s2", "http://s2", "s2")
+    nodes, shards = [*cluster_map.nodes, to.node], [*cluster_map.shards, to.shard]
+    move = Move(id=move_id, source="s1", to="s2", partitions=[partition])
+    return msgspec.structs.replace(cluster_map, nodes=nodes, shards=shards, moves=[move])
+
+
+def free_of(*keys: str) -> int:
+    """A partition in which none of these keys is."""
+    return min(set(range(PARTITIONS)) - {partition_of(key.encode(), PARTITIONS) for key in keys})
+
+
 async def test_what_no_record_carries_is_answered_only_with_the_lease(tmp_path: Path) -> None:
     async with primary(tmp_path) as one:
         await one.make_copy("n2")
-        await one.in_sync("n2")
+        replicas = await one.in_sync("n2")
         await one.put("a", b"1").answer()
         service = ShardService("s1", one.store, None, one.limits)  # type: ignore[arg-type]
         assert (await one.get("a").answer()).value == b"1"
+        await one.store.partitions.adopt(with_a_move(one.map(*replicas), "m", free_of("a", "absent")))
+        await one.store.partitions.freeze("m")
+        service.handle(ReadLock(next_id(), Attempt(100, 100, "router01"), ["a"]), sink := Sink())
+        await until(lambda: sink.replies)
+        (read,) = sink.replies
+        assert isinstance(read, Reads)
         gate = one.hold_up()
         one.environment.lease_step_s += TIMES.lease_s
         assert not one.store.tables.may_answer()
-        looks = [Get(1, "a"), Delete(2, "absent"), Scan(3, "", "", 10, True), Get(4, "absent")]
+        looks: list[Request] = [
+            Get(1, "a"),
+            Delete(2, "absent"),
+            Scan(3, "", "", 10, True),
+            Get(4, "absent"),
+            Count(5, ""),
+            ScanLeases(6, "", "", 10),
+            Explain(7, "a"),
+            Freeze(8, "m"),
+            ApplyIntents(9, Attempt(101, 101, "router01"), ["absent"], 1, True, 1),
+            ReadUnlock(10, ["a"], read.lock),
+        ]
         for look in looks:
             service.handle(look, sink := Sink())
-            answer = await sink.answer()
+            answer = await sink.answer(5)
             assert (answer.id, answer.status) == (look.id, 503), look
             assert answer.problem is not None
             assert answer.problem["code"] == Unavailable.code
