@@ -186,7 +186,7 @@ async def die(cluster: Cluster, rng: random.Random) -> None:
 
 async def die_together(cluster: Cluster, rng: random.Random) -> None:
     """More nodes at once than may be silent while others are given up."""
-    if not all(node.wanted for node in cluster.nodes.values()):
+    if not await _until(lambda: all(node.wanted for node in cluster.nodes.values()), _PROMOTED_S):
         return
     runs = [name for name, node in cluster.nodes.items() if node.is_alive]
     count = max(cluster.view.wanted_copies(), (len(cluster.nodes) + 1) // 2)
