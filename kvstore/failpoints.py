@@ -52,8 +52,11 @@ POINTS = {
     ),
 }
 OF_COPIES = {
+    "acknowledge-before-sync": "a copy acknowledges records that are in its log, and not on its disk yet",
     "answer-before-copies": "a write is answered before the copies that are waited for have it",
     "answer-without-lease": "a primary answers reads though no copy grants it the lease",
+    "commit-without-copies": "a move is committed though its destination has fewer copies in sync than its source",
+    "give-up-too-many": "nodes are given up, and partitions move, however many nodes are silent at once",
     "grant-after-promise": "a copy grants the lease to a primary of a lower term than it has promised",
     "grant-while-promising": "a copy grants its primary the lease while it promises itself a higher term",
     "in-sync-too-early": "a primary asks to count a copy as in sync which lacks records",
@@ -78,6 +81,7 @@ BUGS = {
     "late-prepare-applied": "an intent that came after its attempt's decision was applied is applied once more",
     "decision-dropped-early": "a decision goes before all who hold keys of its attempt have finished",
     "expiry-by-reader": "a reader decides by its own clock that a key has expired, before the store has",
+    "done-not-kept": "a destination tells that all of a move has come, and does not write that down",
     "move-without-last-pull": "a move is called complete without what changed between its last pull and the freeze",
     **OF_COPIES,
 }

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
+from kvstore import failpoints
 from kvstore.environment import Environment
 from kvstore.replication import session
 from kvstore.replication.copy_filling import CopyFilling
@@ -19,6 +20,8 @@ from kvstore.replication.copy_notes import CopyNotes
 from kvstore.replication.given_lease import GivenLease
 from kvstore.replication.session import Session
 from kvstore.storage.segments import Entry
+
+_EARLY = "acknowledge-before-sync"
 
 
 class CopyRecords:
@@ -50,7 +53,7 @@ class CopyRecords:
             if not await self._until_room(named, entry) or not self._append(named, entry):
                 break
         self.committed(named, committed)
-        while not self._log.is_synced and self._notes.is_current(named):
+        while not self._log.is_synced and self._notes.is_current(named) and not failpoints.planted(_EARLY):
             async with self._log.turn:
                 await self._log.sync()
         self._learned.set()
@@ -70,7 +73,7 @@ class CopyRecords:
             if not self._append(named, entry):
                 break
         self.committed(named, committed)
-        if self._notes.is_current(named):
+        if self._notes.is_current(named) and not failpoints.planted(_EARLY):
             self._log.sync_now()
         self._learned.set()
         return self.acknowledged(named)
@@ -95,4 +98,6 @@ class CopyRecords:
         following = self._notes.following
         if self._notes.is_filling:
             return None if self._filling.filled_to else session.acknowledged(following, named, 0)
-        return session.acknowledged(following, named, self._log.log.synced.number)
+        log = self._log.log
+        told = log.last if failpoints.planted(_EARLY) else log.synced
+        return session.acknowledged(following, named, told.number)

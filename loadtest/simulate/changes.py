@@ -14,11 +14,14 @@ from functools import partial
 
 from kvstore.controller.operator_changes import OperatorChanges
 from kvstore.errors import KvError
+from kvstore.placement.cluster_map import Shard
 from loadtest.simulate.cluster import SHARDS_MAX, Cluster
 from loadtest.simulate.network import both_ways
 from loadtest.simulate.network_faults import cut_for
+from loadtest.simulate.view import in_sync
 
 _LOOK_S, _LOOKS = 0.02, 50
+_OUT_S = (1.5, 3.0)  # in which a copy that does not answer is out, and its shard goes on
 
 
 async def add_shard(cluster: Cluster, rng: random.Random) -> None:
@@ -75,6 +78,33 @@ async def _sources(cluster: Cluster) -> list[str]:
             return sorted({move.source for move in found.moves})
         await asyncio.sleep(_LOOK_S)
     return []
+
+
+async def fall_out(cluster: Cluster, rng: random.Random) -> None:
+    """A shard takes partitions, and its copies are cut from it until they are out and the move is at its end."""
+    if not cluster.view.shards:
+        return
+    shard = rng.choice(cluster.view.shards)
+    await _ask(cluster, lambda changes: changes.reweigh(shard.id, 1 if shard.weight > 2 else 4))
+    to = await _receiving(cluster)
+    if to is None:
+        return
+    links = both_ways(to.primary.node, [copy.node for copy in to.replicas])
+    cluster.network.cut_links(links)
+    await asyncio.sleep(rng.uniform(*_OUT_S))
+    cluster.network.heal_links(links, rng.choice((0.0, 0.5, 1.0)))
+
+
+async def _receiving(cluster: Cluster) -> Shard | None:
+    """One to which rows of a move come, as soon as there is any."""
+    for _ in range(_LOOKS * 10):
+        parts = cluster.controller.parts
+        tries = parts.mover.tries.by_pair.values() if parts is not None else ()
+        for name in sorted(each.move.to for each in tries if each.step in ("copy", "tail")):
+            if (shard := cluster.view.shard(name)) is not None and in_sync(shard):
+                return shard
+        await asyncio.sleep(_LOOK_S / 10)
+    return None
 
 
 async def take_record_away(cluster: Cluster, rng: random.Random) -> None:

@@ -15,6 +15,7 @@ Leaves to others: when they come (`cluster_faults`), what must hold (`invariants
     come late   a page of a snapshot is lost on its way, and its primary begins again; the kernel of the one that has
                 ended sends the page again when its pause is over, to a copy that has gone on with the next snapshot
     die         a node is away for longer than `down_out_s`: it is given up, and comes back
+    together    so many nodes are away for that long that none is given up
     put back    a primary and its copy end at once; the copy comes back first, with its files of some time ago
     put all     a primary and all its copies in sync end at once, and come back with their files of some time ago; what
                 they would serve is a violation; later they come back with their newest files
@@ -181,6 +182,24 @@ async def die(cluster: Cluster, rng: random.Random) -> None:
     await asyncio.sleep(rng.choice((1.0, 1.5)) * node.limits.down_out_s)
     if cluster.nodes.get(name) is node:
         cluster.bring_back(node)
+
+
+async def die_together(cluster: Cluster, rng: random.Random) -> None:
+    """More nodes at once than may be silent while others are given up."""
+    if not await _until(lambda: all(node.wanted for node in cluster.nodes.values()), _PROMOTED_S):
+        return
+    runs = [name for name, node in cluster.nodes.items() if node.is_alive]
+    count = max(cluster.view.wanted_copies(), (len(cluster.nodes) + 1) // 2)
+    dead = [cluster.nodes[name] for name in rng.sample(runs, min(count, len(runs)))]
+    for node in dead:
+        assert node.process is not None
+        node.wanted = False
+        node.process.kill()
+        cluster.loop.note(f"{node.name} stays dead, as one of {len(dead)}")
+    await asyncio.sleep(rng.uniform(1.2, 1.7) * max((node.limits.down_out_s for node in dead), default=0.0))
+    for node in dead:
+        if cluster.nodes.get(node.name) is node:
+            cluster.bring_back(node)
 
 
 async def put_old_back(cluster: Cluster, rng: random.Random) -> None:

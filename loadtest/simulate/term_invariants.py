@@ -7,11 +7,17 @@ Leaves to others: whose event it was (`cluster`), what a copy in sync has (`copy
 
 from __future__ import annotations
 
-from kvstore.placement.cluster_map import ClusterMap, Shard
+from collections.abc import Sequence
+
+from kvstore.placement.cluster_map import ClusterMap, Move, Shard
+from kvstore.placement.copies import copies_that_fit
 from kvstore.store.store import Store
 from loadtest.simulate.copy_invariants import check_in_sync
 from loadtest.simulate.store_invariants import Place, Violation
-from loadtest.simulate.view import View, good_copies
+from loadtest.simulate.view import View, good_copies, in_sync
+
+_SILENT_S = 3.0  # a node that is away for so long is silent to each controller that gives another one up
+_EVENT_S = 0.5  # more between two events is time in which the controller did not run, or stood still
 
 
 class Terms:
@@ -110,9 +116,12 @@ class MapInvariants:
         self._terms = terms
         self._map: ClusterMap | None = None  # that was looked at last
         self._is_lost = False  # it was, and none is recovered yet
+        self._away_s: dict[str, float] = {}  # for how long nodes did not run, in time in which the controller did
+        self._looked_s = 0.0
 
     def check(self) -> None:
         """Raises Violation."""
+        self._count_away()
         after = self._view.map
         if after is None:
             self._is_lost = self._map is not None
@@ -129,6 +138,18 @@ class MapInvariants:
                 else:
                     check_change(old, shard)
                 check_in_sync(self._view, shard)
+        if before is not None and not is_recovered:
+            check_given_up(before, after, [name for name, seconds in self._away_s.items() if seconds > _SILENT_S])
+            for move in before.moves:
+                if set(move.partitions) <= set(after.owned_by(move.to)):
+                    check_commit(self._view, before, move)
+
+    def _count_away(self) -> None:
+        """Called after each event of the controller."""
+        for name, node in self._view.nodes.items():
+            passed_s = min(node.loop.now_s - self._looked_s, _EVENT_S)
+            self._away_s[name] = 0.0 if node.is_alive else self._away_s.get(name, 0.0) + passed_s
+        self._looked_s = max((node.loop.now_s for node in self._view.nodes.values()), default=0.0)
 
     def _check_recovered(self, shard: Shard) -> None:
         """The newest map that nodes have is older than the one that was lost.
@@ -151,3 +172,38 @@ def check_change(before: Shard, after: Shard) -> None:
         raise Violation(f"shard {after.id} has another primary in the same term {after.term}")
     if (after.primary.node, after.primary.copy_id) not in good_copies(before)[1:]:
         raise Violation(f"shard {after.id} has a primary on {after.primary.node} which was not in sync")
+
+
+def check_commit(view: View, before: ClusterMap, move: Move) -> None:
+    """That move is committed by the map behind `before`.
+    Its destination has as many copies in sync as its source, or as are asked for. The source serves none of it, and the
+    destination has written down that all has come, as far as their primaries run.
+
+    Raises Violation.
+    """
+    source, to = before.shard(move.source), before.shard(move.to)
+    if source is None or to is None:
+        return
+    wanted, found = min(copies_that_fit(before), len(in_sync(source))), len(in_sync(to))
+    if found < wanted:
+        raise Violation(f"move {move.id} is committed, {to.id} has {found} copies in sync, and {source.id} {wanted}")
+    for shard, lacks in ((source, "frozen its partitions"), (to, "written down that all has come")):
+        resident = view.resident(shard.primary.node, shard.id)
+        hosted = resident.local.hosted if resident is not None else None
+        if hosted is None or not hosted.is_open or not hosted.store.tables.may_answer():
+            continue
+        if move.id not in hosted.store.partitions.view.freezes:
+            raise Violation(f"move {move.id} is committed, and the primary of {shard.id} has not {lacks}")
+
+
+def check_given_up(before: ClusterMap, after: ClusterMap, away: Sequence[str]) -> None:
+    """No node is given up while more than so many do not run. `away`: those that do not, for long.
+
+    Raises Violation.
+    """
+    was_given_up = {node.id for node in before.nodes if node.given_up}
+    given_up = [node.id for node in after.nodes if node.given_up and node.id not in was_given_up]
+    standing = [node.id for node in before.nodes if not node.given_up]
+    silent = [name for name in standing if name in away]
+    if given_up and len(silent) > max(before.replicas - 1, (len(standing) - 1) // 2):
+        raise Violation(f"{', '.join(given_up)} is given up, and {len(silent)} of {len(standing)} nodes are away")

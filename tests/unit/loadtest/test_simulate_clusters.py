@@ -135,7 +135,25 @@ def test_a_primary_returns_while_its_copy_writes_the_promise_of_a_higher_term() 
     assert "and what it has granted lasts" in ran.verdict
 
 
-@pytest.mark.parametrize("bug", ["answer-before-copies", "old-term-taken", "promise-not-durable"])
+def test_copies_fall_out_of_a_shard_to_which_partitions_come() -> None:
+    """Seen by the commit of such a move, where it does not wait for them."""
+    ran = Plan("cluster", 6.0, ["thin"], bug="commit-without-copies", replicas=2).run(5)
+    assert "has 0 copies in sync, and" in ran.verdict
+
+
+def test_a_destination_of_a_move_that_does_not_write_down_that_all_has_come_is_found() -> None:
+    ran = Plan("cluster", 6.0, bug="done-not-kept", replicas=2).run(0)
+    assert "has not written down that all has come" in ran.verdict
+
+
+def test_more_nodes_die_at_once_than_may_be_silent_while_one_is_given_up() -> None:
+    ran = Plan("cluster", 10.0, ["many"], bug="give-up-too-many", replicas=2).run(3)
+    assert "is given up, and 2 of 4 nodes are away" in ran.verdict
+
+
+@pytest.mark.parametrize(
+    "bug", ["acknowledge-before-sync", "answer-before-copies", "old-term-taken", "promise-not-durable"]
+)
 def test_a_rule_of_copies_that_is_taken_out_is_found_and_made_smaller_with_its_copies(bug: str) -> None:
     plan = Plan("cluster", 6.0, bug=bug, replicas=2)
     failed = next((ran for ran in map(plan.run, range(6)) if not ran.ok), None)

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from kvstore.controller.membership import ClusterState
-from kvstore.placement.cluster_map import Shard
+from kvstore.placement.cluster_map import Move, Shard
 from kvstore.replication.copy import StoreCopy
 from kvstore.replication.lease import Granted
 from kvstore.shard.resident import Resident
@@ -25,7 +25,7 @@ from loadtest.simulate.ending import is_replicated
 from loadtest.simulate.invariants import Invariants
 from loadtest.simulate.loop import SimulatedLoop
 from loadtest.simulate.store_invariants import Violation
-from loadtest.simulate.term_invariants import check_change
+from loadtest.simulate.term_invariants import check_change, check_commit, check_given_up
 from loadtest.simulate.view import View
 from loadtest.workloads.calls import Call
 
@@ -304,6 +304,70 @@ def test_the_primary_changes_in_a_higher_term_to_a_copy_in_sync(settled: Settled
     joining = msgspec.structs.replace(before, replicas=[msgspec.structs.replace(copy, state="joining")])
     with pytest.raises(Violation, match="which was not in sync"):
         check_change(joining, msgspec.structs.replace(before, primary=heir, term=before.term + 1))
+
+
+def test_a_move_is_committed_once_its_source_is_frozen_and_its_destination_has_written_down_that_all_has_come(
+    settled: Settled, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = settled.cluster.view.map
+    assert found is not None
+    to = next(each for each in found.shards if each.id != settled.shard.id)
+    destination = settled.cluster.view.primary(to.id)
+    assert destination is not None
+    move = Move(id="m1", source=settled.shard.id, to=to.id, partitions=[1])
+
+    def note(store: Store) -> None:
+        view = store.partitions.view
+        monkeypatch.setattr(store.partitions, "view", view._replace(freezes={"m1": frozenset()}))
+
+    with pytest.raises(Violation, match=f"the primary of {move.source} has not frozen"):
+        check_commit(settled.cluster.view, found, move)
+    note(settled.store)
+    with pytest.raises(Violation, match=f"the primary of {move.to} has not written down"):
+        check_commit(settled.cluster.view, found, move)
+    note(destination)
+    check_commit(settled.cluster.view, found, move)
+
+
+def test_a_move_is_committed_to_a_shard_with_as_many_copies_in_sync_as_its_source_has(settled: Settled) -> None:
+    found = settled.cluster.view.map
+    assert found is not None
+    to = next(each for each in found.shards if each.id != settled.shard.id)
+    bare = msgspec.structs.replace(
+        to, replicas=[msgspec.structs.replace(each, state="joining") for each in to.replicas]
+    )
+    both = msgspec.structs.replace(found, shards=[bare if each is to else each for each in found.shards])
+    with pytest.raises(Violation, match=f"{to.id} has 0 copies in sync, and {settled.shard.id} 1"):
+        check_commit(settled.cluster.view, both, Move(id="m1", source=settled.shard.id, to=to.id, partitions=[1]))
+
+
+def test_no_node_is_given_up_while_more_are_away_than_may_be(settled: Settled) -> None:
+    before = settled.cluster.view.map
+    assert before is not None
+    one, other = (node.id for node in before.nodes[:2])
+    nodes = [msgspec.structs.replace(node, given_up=node.id == one) for node in before.nodes]
+    after = msgspec.structs.replace(before, nodes=nodes)
+    check_given_up(before, after, [one])
+    check_given_up(before, before, [one, other])
+    check_given_up(after, after, [one, other])
+    with pytest.raises(Violation, match=f"{one} is given up, and 2 of 4 nodes are away"):
+        check_given_up(before, after, [one, other])
+
+
+def test_a_node_is_away_for_as_long_as_it_and_the_controller_are_looked_at(
+    settled: Settled, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    maps, loop = settled.invariants.maps, settled.cluster.loop
+    node = next(iter(settled.cluster.nodes.values()))
+    maps.check()
+    with monkeypatch.context() as dead:
+        dead.setattr(type(node), "is_alive", property(lambda server: server is not node))
+        for passed_s in (0.2, 60.0):  # in the second one, no event of the controller
+            dead.setattr(loop, "_now_s", loop.now_s + passed_s)
+            maps.check()
+        assert maps._away_s[node.name] == pytest.approx(0.7)
+    maps.check()
+    assert not any(maps._away_s.values())
 
 
 def test_a_recovered_map_may_lack_a_term_that_no_process_has_served_and_no_other(settled: Settled) -> None:
