@@ -28,6 +28,7 @@ from tests.unit.shard.test_copy_folders import (
     fatal,
     folder_of,
     named,
+    nothing_told,
     promoted_before_a_copy,
 )
 
@@ -69,11 +70,12 @@ async def node_n2(folder: Path) -> AsyncIterator[tuple[NodeStores, Controller]]:
     controller = Controller()
     app = web.Application()
     app.router.add_post("/v1/nodes/n2/beat", controller.answer)
+    app.router.add_post("/v1/told", nothing_told)
     async with TestServer(app) as server, aiohttp.ClientSession() as http:
         dial, cluster = partial(connect, http, ClusterSession()), ClusterSession()
         url = str(server.make_url("/"))
         stores = NodeStores(
-            Surroundings("n2", folder_of(folder, "n2"), LIMITS, http, cluster, "http://x", fatal, SYSTEM, dial)
+            Surroundings("n2", folder_of(folder, "n2"), LIMITS, http, cluster, url, fatal, SYSTEM, dial)
         )
         await stores.make(Make(shard="s1", store_id=STORE_ID, partitions=PARTITIONS))
         beats = Beats("n2", stores, http, url, 0.1, SYSTEM)

@@ -13,6 +13,8 @@ from typing import Any, NoReturn
 import aiohttp
 import msgspec
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 
 from kvstore import set_aside
 from kvstore.config import Limits
@@ -265,13 +267,20 @@ async def until(running: asyncio.Task[None], condition: Callable[[], bool]) -> N
             await asyncio.sleep(0.01)
 
 
+async def nothing_told(_: web.Request) -> web.Response:
+    """What a controller answers that no store has told of any record."""
+    return web.json_response({"number": 0, "version": 0, "clock_floor": 0})
+
+
 @asynccontextmanager
 async def resident_copy(path: Path, on_fatal: OnFatal = fatal) -> AsyncIterator[Resident]:
     """On node n2, an empty copy of shard s1."""
-    async with aiohttp.ClientSession() as session:
-        dial = partial(connect, session, ClusterSession())
+    controller = web.Application()
+    controller.router.add_post("/v1/told", nothing_told)
+    async with TestServer(controller) as server, aiohttp.ClientSession() as session:
+        dial, url = partial(connect, session, ClusterSession()), str(server.make_url("/"))
         folder = folder_of(path, "n2")
-        around = Surroundings("n2", folder, LIMITS, session, ClusterSession(), "http://x", on_fatal, SYSTEM, dial)
+        around = Surroundings("n2", folder, LIMITS, session, ClusterSession(), url, on_fatal, SYSTEM, dial)
         resident = Resident("s1", around)
         await resident.make(Make(shard="s1", store_id=STORE_ID, partitions=PARTITIONS))
         yield resident
