@@ -66,6 +66,7 @@ OF_COPIES = {
     "promise-forgotten": "a copy follows a primary of a lower term than it has promised",
     "promise-not-durable": "a promise is told before it is on the disk",
     "promote-not-in-sync": "a copy that is joining takes over from a dead primary",
+    "request-of-silent": "what a primary has asked for of its copies is granted though it is not heard any more",
     "serve-alone": "a store that has copies is opened by its own map, without a new term",
     "stale-snapshot-page": "a copy takes a page of a snapshot that another session has begun, also once it is whole",
     "time-out-ends-waiting": "a primary waits no more for a copy that is late, before a map says that it is out",

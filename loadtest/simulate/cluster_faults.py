@@ -56,6 +56,7 @@ NEMESES: Mapping[str, Mapping[str, Act]] = {
     "early": {"return early": copy_faults.return_early},
     "thin": {"a copy falls out of a move": changes.fall_out},
     "many": {"many die": copy_faults.die_together},
+    "ask": {"ask and die": copy_faults.ask_and_die},
     "clock": {"wall clock jumps": disk_faults.jump},
     "store": {"map store away": changes.take_record_away, "lose the record": changes.lose_record},
     "older": {"put an old copy back": copy_faults.put_old_back},
@@ -69,9 +70,9 @@ NEMESES: Mapping[str, Mapping[str, Act]] = {
         "leave behind": changes.leave_behind,
     },
 }
-ONLY_WITH_COPIES = ("copies", "late", "early", "thin", "many", "older", "all-older")
+ONLY_WITH_COPIES = ("copies", "late", "early", "thin", "many", "ask", "older", "all-older")
 # Each with a generator of its own, so a schedule without one is what it was before.
-APART = {"late": "apart", "early": "early", "thin": "thin", "many": "mass", "all-older": "all-older"}
+APART = {"late": "apart", "early": "early", "thin": "thin", "many": "mass", "ask": "pair", "all-older": "all-older"}
 ALONE = ("older", "all-older")  # what they are about is lost by faults of the controller, too, at the wrong moment
 USUAL = tuple(each for each in NEMESES if each not in ALONE)
 _ACTS = {kind: act for acts in NEMESES.values() for kind, act in acts.items()}

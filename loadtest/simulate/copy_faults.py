@@ -16,6 +16,7 @@ Leaves to others: when they come (`cluster_faults`), what must hold (`invariants
                 ended sends the page again when its pause is over, to a copy that has gone on with the next snapshot
     die         a node is away for longer than `down_out_s`: it is given up, and comes back
     together    so many nodes are away for that long that none is given up
+    ask         a primary asks to take a copy out, and both are dead before the controller can do that
     put back    a primary and its copy end at once; the copy comes back first, with its files of some time ago
     put all     a primary and all its copies in sync end at once, and come back with their files of some time ago; what
                 they would serve is a violation; later they come back with their newest files
@@ -47,6 +48,8 @@ _PROMOTED_S = 6.0
 _PROMISE_S = 0.05
 _FILLING_S = 5.0
 _BEATS_S = 0.6  # in which a node of a simulated cluster beats more than once
+_ASKED_S = (1.0, 1.6)  # in which a primary asks to take out a copy that does not answer
+_NOT_HEARD_S = 3.5
 _FILLED_S = 4.0  # then the second one is whole, mostly
 _PAGE_S = 0.03  # what a page of the second snapshot takes
 _ANY_PAGE_S = 12.0
@@ -198,6 +201,31 @@ async def die_together(cluster: Cluster, rng: random.Random) -> None:
         cluster.loop.note(f"{node.name} stays dead, as one of {len(dead)}")
     await asyncio.sleep(rng.uniform(1.2, 1.7) * max((node.limits.down_out_s for node in dead), default=0.0))
     for node in dead:
+        if cluster.nodes.get(node.name) is node:
+            cluster.bring_back(node)
+
+
+async def ask_and_die(cluster: Cluster, rng: random.Random) -> None:
+    """The primary of some shard and one of its copies, while the controller's store is away."""
+    found = [(shard, copy) for shard in cluster.view.shards for copy in in_sync(shard)]
+    if not found or not all(node.wanted for node in cluster.nodes.values()):
+        return
+    shard, copy = rng.choice(found)
+    nodes = [cluster.nodes[each] for each in (shard.primary.node, copy.node) if each in cluster.nodes]
+    links, register = both_ways(shard.primary.node, [copy.node]), cluster.controller.register
+    cluster.network.cut_links(links)
+    register.away = True
+    await asyncio.sleep(rng.uniform(*_ASKED_S))
+    for node in nodes:
+        node.wanted = False
+        if node.process is not None:
+            node.process.kill()
+    cluster.loop.note(f"{shard.primary.node} and {copy.node} stay dead")
+    await asyncio.sleep(_NOT_HEARD_S)
+    register.away = False
+    cluster.network.heal_links(links, 0.0)
+    for node in reversed(nodes):
+        await asyncio.sleep(rng.uniform(0.5, 2.0))
         if cluster.nodes.get(node.name) is node:
             cluster.bring_back(node)
 

@@ -137,6 +137,7 @@ class MapInvariants:
                     self._check_recovered(shard)
                 else:
                     check_change(old, shard)
+                    check_asked(old, shard, self._away_s.get(shard.primary.node, 0.0))
                 check_in_sync(self._view, shard)
         if before is not None and not is_recovered:
             check_given_up(before, after, [name for name, seconds in self._away_s.items() if seconds > _SILENT_S])
@@ -207,3 +208,13 @@ def check_given_up(before: ClusterMap, after: ClusterMap, away: Sequence[str]) -
     silent = [name for name in standing if name in away]
     if given_up and len(silent) > max(before.replicas - 1, (len(standing) - 1) // 2):
         raise Violation(f"{', '.join(given_up)} is given up, and {len(silent)} of {len(standing)} nodes are away")
+
+
+def check_asked(before: Shard, after: Shard, away_s: float) -> None:
+    """In a term no copy comes in sync or goes without its primary. `away_s`: for how long that did not run.
+
+    Raises Violation.
+    """
+    is_asked = before.term == after.term and in_sync(before) != in_sync(after)
+    if is_asked and away_s > _SILENT_S:
+        raise Violation(f"the copies in sync of shard {after.id} change, and its primary is away for {away_s:.1f} s")

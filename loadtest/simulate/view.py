@@ -97,6 +97,19 @@ class View:
         is_there = node in dict(good_copies(shard))
         return is_there and all(self.lacks(other, shard.id, each) for other, each in others(shard, node))
 
+    def opens(self, node: str) -> bool:
+        """Whether that node runs and is about to open a store: its last beat may have the other copies taken out."""
+        server = self.nodes.get(node)
+        if server is None or server.node is None or not server.is_alive:
+            return False
+        residents = server.node.stores.by_shard
+        return any(shard.primary.node == node and self._is_opening(residents.get(shard.id)) for shard in self.shards)
+
+    @staticmethod
+    def _is_opening(resident: Resident | None) -> bool:
+        hosted = resident.local.hosted if resident is not None else None
+        return hosted is None or not hosted.is_open
+
     def is_whole(self) -> bool:
         """Whether each shard has as many copies in sync as it is to have, on disks of processes that run."""
         return self.map is not None and all(map(self._has_copies, self.shards))
@@ -127,10 +140,10 @@ class LostDisks:
         return self._count
 
     def may_be_more(self, node: str) -> bool:
-        """Whether that node's disk may be the next: others have all that is on it."""
+        """Whether that node's disk may be the next: others have all that is on it, and are not being taken out."""
         is_first = not self.count()
         may_be = self._count < self._view.wanted_copies() - 1 and (not is_first or self._view.is_whole())
-        return may_be and not self._view.holds_last(node)
+        return may_be and not self._view.holds_last(node) and not self._view.opens(node)
 
 
 def in_sync(shard: Shard) -> list[Replica]:

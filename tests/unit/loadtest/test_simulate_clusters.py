@@ -151,6 +151,11 @@ def test_more_nodes_die_at_once_than_may_be_silent_while_one_is_given_up() -> No
     assert "is given up, and 2 of 4 nodes are away" in ran.verdict
 
 
+def test_a_primary_asks_to_take_a_copy_out_and_dies_before_the_controller_can_do_that() -> None:
+    ran = Plan("cluster", 12.0, ["ask"], bug="request-of-silent", replicas=2).run(1)
+    assert "and its primary is away for" in ran.verdict
+
+
 @pytest.mark.parametrize(
     "bug", ["acknowledge-before-sync", "answer-before-copies", "old-term-taken", "promise-not-durable"]
 )

@@ -25,7 +25,7 @@ from loadtest.simulate.ending import is_replicated
 from loadtest.simulate.invariants import Invariants
 from loadtest.simulate.loop import SimulatedLoop
 from loadtest.simulate.store_invariants import Violation
-from loadtest.simulate.term_invariants import check_change, check_commit, check_given_up
+from loadtest.simulate.term_invariants import check_asked, check_change, check_commit, check_given_up
 from loadtest.simulate.view import View
 from loadtest.workloads.calls import Call
 
@@ -352,6 +352,23 @@ def test_no_node_is_given_up_while_more_are_away_than_may_be(settled: Settled) -
     check_given_up(after, after, [one, other])
     with pytest.raises(Violation, match=f"{one} is given up, and 2 of 4 nodes are away"):
         check_given_up(before, after, [one, other])
+
+
+def test_no_copy_is_taken_out_in_a_term_whose_primary_is_away(settled: Settled) -> None:
+    shard = settled.shard
+    without = msgspec.structs.replace(shard, replicas=[])
+    check_asked(shard, without, 1.0)
+    check_asked(shard, shard, 60.0)
+    check_asked(shard, msgspec.structs.replace(without, term=shard.term + 1), 60.0)
+    with pytest.raises(Violation, match="its primary is away for"):
+        check_asked(shard, without, 60.0)
+
+
+def test_the_disk_of_a_node_that_opens_a_store_is_not_lost(settled: Settled, monkeypatch: pytest.MonkeyPatch) -> None:
+    disks, node = settled.cluster.lost_disks, settled.shard.primary.node
+    assert disks.may_be_more(node)
+    monkeypatch.setattr(settled.primary.local.hosted, "is_open", False)
+    assert not disks.may_be_more(node)
 
 
 def test_a_node_is_away_for_as_long_as_it_and_the_controller_are_looked_at(
