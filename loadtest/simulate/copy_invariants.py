@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from kvstore.placement.cluster_map import Replica, Shard
+from kvstore.placement.map_format import decode_map
 from kvstore.replication import shipping as rules
 from kvstore.replication.copy import StoreCopy
 from kvstore.replication.session import Session
@@ -89,10 +90,12 @@ class CopyInvariants:
 
     def _check_filled(self, shard_id: str, copy: StoreCopy) -> None:
         """A snapshot has become good: the copy has the rows of its primary, as of a record that both have.
-        None of its rows is newer than the last record that it has applied."""
+        None of its rows is newer than the last record that it has applied, but for those that a move brings."""
         engine = copy.engine
         assert isinstance(engine, SimulatedEngine)
-        newest = max((row.version for row in engine._all()), default=0)
+        followed = decode_map(engine.applied.cluster_map) if engine.applied.cluster_map is not None else None
+        owned = followed.owned_by(shard_id) if followed is not None else ()
+        newest = max((row.version for row in engine._all() if row.partition in owned), default=0)
         if newest > engine.applied.clock.version:
             raise Violation(
                 f"the copy {copy.identity.copy_id} of {shard_id} is filled, and has rows up to version {newest}, which "
