@@ -21,8 +21,6 @@ from kvstore.replication.given_lease import GivenLease
 from kvstore.replication.session import Session
 from kvstore.storage.segments import Entry
 
-_EARLY = "acknowledge-before-sync"
-
 
 class CopyRecords:
     """Takes the records of the session that has begun."""
@@ -53,7 +51,7 @@ class CopyRecords:
             if not await self._until_room(named, entry) or not self._append(named, entry):
                 break
         self.committed(named, committed)
-        while not self._log.is_synced and self._notes.is_current(named) and not failpoints.planted(_EARLY):
+        while not self._log.is_synced and self._notes.is_current(named) and not _acknowledges_early():
             async with self._log.turn:
                 await self._log.sync()
         self._learned.set()
@@ -73,7 +71,7 @@ class CopyRecords:
             if not self._append(named, entry):
                 break
         self.committed(named, committed)
-        if self._notes.is_current(named) and not failpoints.planted(_EARLY):
+        if self._notes.is_current(named) and not _acknowledges_early():
             self._log.sync_now()
         self._learned.set()
         return self.acknowledged(named)
@@ -99,5 +97,9 @@ class CopyRecords:
         if self._notes.is_filling:
             return None if self._filling.filled_to else session.acknowledged(following, named, 0)
         log = self._log.log
-        told = log.last if failpoints.planted(_EARLY) else log.synced
+        told = log.last if _acknowledges_early() else log.synced
         return session.acknowledged(following, named, told.number)
+
+
+def _acknowledges_early() -> bool:
+    return failpoints.planted("acknowledge-before-sync")

@@ -81,7 +81,8 @@ async def _sources(cluster: Cluster) -> list[str]:
 
 
 async def fall_out(cluster: Cluster, rng: random.Random) -> None:
-    """A shard takes partitions, and its copies are cut from it until they are out and the move is at its end."""
+    """A shard takes partitions.
+    Its copies are cut from it until they are out and the move is at its end."""
     if not cluster.view.shards:
         return
     shard = rng.choice(cluster.view.shards)
