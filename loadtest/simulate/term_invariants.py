@@ -211,9 +211,9 @@ def check_given_up(before: ClusterMap, after: ClusterMap, away: Sequence[str]) -
 
 
 def check_asked(before: Shard, after: Shard, away_s: float) -> None:
-    """In a term no copy comes in sync or goes without its primary. `away_s`: for how long that did not run.
+    """In a term no copy comes in sync or goes without its primary.
 
-    Raises Violation.
+    `away_s`: for how long that did not run. Raises Violation.
     """
     is_asked = before.term == after.term and in_sync(before) != in_sync(after)
     if is_asked and away_s > _SILENT_S:
