@@ -98,7 +98,8 @@ class View:
         return is_there and all(self.lacks(other, shard.id, each) for other, each in others(shard, node))
 
     def opens(self, node: str) -> bool:
-        """Whether that node runs and is about to open a store: its last beat may have the other copies taken out."""
+        """Whether that node runs and is about to open a store.
+        Its last beat may have the other copies taken out."""
         server = self.nodes.get(node)
         if server is None or server.node is None or not server.is_alive:
             return False
@@ -140,7 +141,8 @@ class LostDisks:
         return self._count
 
     def may_be_more(self, node: str) -> bool:
-        """Whether that node's disk may be the next: others have all that is on it, and are not being taken out."""
+        """Whether that node's disk may be the next.
+        Others have all that is on it, and are not being taken out."""
         is_first = not self.count()
         may_be = self._count < self._view.wanted_copies() - 1 and (not is_first or self._view.is_whole())
         return may_be and not self._view.holds_last(node) and not self._view.opens(node)
