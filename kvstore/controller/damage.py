@@ -29,12 +29,16 @@ class Damaged(NamedTuple):
 def reported(configs: Sequence[Configuration], heard: Heard) -> dict[str, dict[str, str]]:
     """What nodes tell now of damage: by shard and node, what is wrong."""
     found: dict[str, dict[str, str]] = {}
-    shards = {config.shard for config in configs}
     for node, beat in heard.beats.items():
-        for report in beat.copies:
-            if report.damage and report.shard in shards:
-                found.setdefault(report.shard, {})[node] = report.damage
+        for shard, detail in _told_by(beat, configs).items():
+            found.setdefault(shard, {})[node] = detail
     return found
+
+
+def _told_by(beat: Beat, configs: Sequence[Configuration]) -> dict[str, str]:
+    """By shard, what is wrong with the copies of that node."""
+    shards = {config.shard for config in configs}
+    return {report.shard: report.damage for report in beat.copies if report.damage and report.shard in shards}
 
 
 def damaged(node: str, shard: str, heard: Heard, now: float) -> CopyReport | None:
@@ -51,11 +55,10 @@ class DamageSeen:
 
     def hear(self, configs: Sequence[Configuration], beat: Beat, now: float) -> list[Damaged]:
         """Those that the beat tells of and no beat did before."""
-        shards = {config.shard for config in configs}
         new = [
-            Damaged(report.shard, beat.node, _named_on(beat.node, report.shard, configs), report.damage, now)
-            for report in beat.copies
-            if report.damage and report.shard in shards and (report.shard, beat.node) not in self._seen
+            Damaged(shard, beat.node, _named_on(beat.node, shard, configs), detail, now)
+            for shard, detail in _told_by(beat, configs).items()
+            if (shard, beat.node) not in self._seen
         ]
         self._seen |= {(damaged.shard, damaged.node): damaged for damaged in new}
         return new
