@@ -13,7 +13,8 @@ from kvstore.placement.cluster_map import Replica, Shard
 from kvstore.placement.map_format import decode_map
 from kvstore.replication import shipping as rules
 from kvstore.replication.copy import StoreCopy
-from kvstore.replication.session import Session
+from kvstore.replication.promise import Identity
+from kvstore.replication.session import Following
 from kvstore.replication.shipping import Shipping
 from kvstore.shard.resident import Resident
 from kvstore.storage.engine import Engine
@@ -30,10 +31,10 @@ class _Seen(NamedTuple):
 
     copy: StoreCopy
     engine: Engine
-    session: Session | None
+    identity: Identity
+    following: Following
     position: Position
     applications: int
-    is_filling: bool
 
 
 class CopyInvariants:
@@ -41,52 +42,36 @@ class CopyInvariants:
 
     def __init__(self, view: View) -> None:
         self._view = view
-        self._files: dict[str, _Seen] = {}
+        self._seen: dict[str, _Seen] = {}  # when it was looked at last
         self._filling: dict[str, None] = {}  # those that get a snapshot
-        self._followed: dict[str, object] = {}  # when it was looked at last
         self._promised: dict[str, int] = {}
 
     def put_back(self, copy_id: str) -> None:
         """It has files of another time from now on."""
         self._promised.pop(copy_id, None)
-        self._followed.pop(copy_id, None)
 
     def check(self, shard_id: str, copy: StoreCopy) -> None:
         """Raises Violation."""
-        if copy.is_filling:
-            self._filling[copy.identity.copy_id] = None
-        elif self._filling.pop(copy.identity.copy_id, self) is None:
-            self._check_filled(shard_id, copy)
-        self._check_file(shard_id, copy)
-        following = copy.following
-        if following is self._followed.get(following.copy_id):
+        engine, identity = copy.engine, copy.identity
+        assert isinstance(engine, SimulatedEngine)
+        copy_id = identity.copy_id
+        now = _Seen(copy, engine, identity, copy.following, engine.applied.position, engine.applications)
+        before = self._seen.get(copy_id)
+        if now == before:
             return
-        self._followed[following.copy_id] = following
-        copy_id, promised = following.copy_id, following.promised
+        self._seen[copy_id] = now
+        if identity.filling:
+            self._filling[copy_id] = None
+        elif self._filling.pop(copy_id, self) is None:
+            self._check_filled(shard_id, copy)
+        if before is not None and before.engine is engine:
+            _check_file(shard_id, before, now)
+        promised, session = now.following.promised, now.following.session
         if promised < self._promised.get(copy_id, 0):
             raise Violation(f"copy {copy_id} of {shard_id} has promised {self._promised[copy_id]}, and now {promised}")
         self._promised[copy_id] = promised
-        if following.session is not None and following.session.term != promised:
-            raise Violation(f"copy {copy_id} of {shard_id} follows term {following.session.term}, promised {promised}")
-
-    def _check_file(self, shard_id: str, copy: StoreCopy) -> None:
-        """In one session, the file of a copy goes from record to record, and never back.
-        Once it is whole, nothing but records changes it."""
-        engine, copy_id = copy.engine, copy.identity.copy_id
-        assert isinstance(engine, SimulatedEngine)
-        session, position = copy.following.session, engine.applied.position
-        now = _Seen(copy, engine, session, position, engine.applications, copy.is_filling)
-        before, self._files[copy_id] = self._files.get(copy_id), now
-        if before is None or before.engine is not engine:
-            return
-        is_whole = before.copy is copy and not before.is_filling and not now.is_filling
-        if is_whole and now.applications != before.applications and position == before.position:
-            raise Violation(f"rows of copy {copy_id} of {shard_id} were changed by no record behind {position.number}")
-        if session is not None and before.session is session and position.number < before.position.number:
-            raise Violation(
-                f"the file of copy {copy_id} of {shard_id} went from record {before.position.number} back to "
-                f"{position.number}"
-            )
+        if session is not None and session.term != promised:
+            raise Violation(f"copy {copy_id} of {shard_id} follows term {session.term}, promised {promised}")
 
     def _check_filled(self, shard_id: str, copy: StoreCopy) -> None:
         """A snapshot has become good: the copy has the rows of its primary, as of a record that both have.
@@ -112,6 +97,21 @@ class CopyInvariants:
             raise Violation(
                 f"the copy {copy.identity.copy_id} of {shard_id} is filled, and has, as of {number}, {wrong}"
             )
+
+
+def _check_file(shard_id: str, before: _Seen, now: _Seen) -> None:
+    """In one session, the file of a copy goes from record to record, and never back.
+    Once it is whole, nothing but records changes it.
+
+    Raises Violation.
+    """
+    named = f"copy {now.identity.copy_id} of {shard_id}"
+    number, session = now.position.number, now.following.session
+    is_whole = before.copy is now.copy and not before.identity.filling and not now.identity.filling
+    if is_whole and now.applications != before.applications and now.position == before.position:
+        raise Violation(f"rows of {named} were changed by no record behind {number}")
+    if session is not None and before.following.session is session and number < before.position.number:
+        raise Violation(f"the file of {named} went from record {before.position.number} back to {number}")
 
 
 class PrimaryInvariants:
