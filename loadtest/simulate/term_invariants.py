@@ -211,10 +211,13 @@ def check_given_up(before: ClusterMap, after: ClusterMap, away: Sequence[str]) -
 
 
 def check_asked(before: Shard, after: Shard, away_s: float) -> None:
-    """In a term no copy comes in sync or goes without its primary.
+    """In a term no copy comes in sync or goes without its primary, but for one whose node has lost it and tells of
+    another one.
 
-    `away_s`: for how long that did not run. Raises Violation.
+    `away_s`: for how long the primary did not run. Raises Violation.
     """
-    is_asked = before.term == after.term and in_sync(before) != in_sync(after)
+    now = {each.node: each.copy_id for each in after.replicas}
+    known = [each for each in in_sync(before) if now.get(each.node, each.copy_id) == each.copy_id]
+    is_asked = before.term == after.term and known != in_sync(after)
     if is_asked and away_s > _SILENT_S:
         raise Violation(f"the copies in sync of shard {after.id} change, and its primary is away for {away_s:.1f} s")

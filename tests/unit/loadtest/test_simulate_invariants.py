@@ -364,6 +364,16 @@ def test_no_copy_is_taken_out_in_a_term_whose_primary_is_away(settled: Settled) 
         check_asked(shard, without, 60.0)
 
 
+def test_a_copy_whose_node_has_lost_it_is_not_in_sync_whether_or_not_its_primary_is_away(settled: Settled) -> None:
+    shard = settled.shard
+    (copy,) = shard.replicas
+    other = msgspec.structs.replace(copy, copy_id="another", state="joining", joined=copy.joined + 1)
+    check_asked(shard, msgspec.structs.replace(shard, replicas=[other]), 60.0)
+    moved = msgspec.structs.replace(other, node="elsewhere")
+    with pytest.raises(Violation, match="its primary is away for"):
+        check_asked(shard, msgspec.structs.replace(shard, replicas=[moved]), 60.0)
+
+
 def test_the_disk_of_a_node_that_opens_a_store_is_not_lost(settled: Settled, monkeypatch: pytest.MonkeyPatch) -> None:
     disks, node = settled.cluster.lost_disks, settled.shard.primary.node
     assert disks.may_be_more(node)
