@@ -14,7 +14,7 @@ from kvstore.replication.shipping import Shipping
 
 
 class HeldLease:
-    """`needed_s`: since when the controller has been needed, and has not answered.
+    """`needed_s`: since when the controller has been needed to take a copy out, and has not answered.
 
     `close`: how often a copy renewed its grant only in the last quarter of its time, or behind its end.
     """

@@ -124,10 +124,10 @@ class Sender:
 
     def _tell_news(self) -> None:
         standing = self.requests()
-        if standing and self.lease.needed_s is None:
-            self.lease.needed_s = self._around.environment.boottime_s()
-        elif not standing:
+        if not any(each.kind == "out" for each in standing):  # a copy that could be in sync holds nothing up
             self.lease.needed_s = None
+        elif self.lease.needed_s is None:
+            self.lease.needed_s = self._around.environment.boottime_s()
         if standing != self._told:
             self._told = standing
             self._around.on_news()

@@ -563,6 +563,20 @@ async def test_a_primary_that_needs_the_controller_in_vain_lets_its_beacons_end(
         assert cluster.sender.lease.may_ask(later)
 
 
+async def test_a_copy_that_could_count_as_in_sync_while_the_controller_is_away_costs_the_primary_no_lease(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nothing is held up by it: all that are waited for answer."""
+    async with Cluster("n2", "n3").running() as cluster:
+        await cluster.in_sync("n2")
+        cluster.follow(cluster.replica("n2", "in-sync", 2), cluster.replica("n3", joined=cluster.config.epoch + 1))
+        await until(lambda: [each.kind for each in cluster.sender.requests()] == ["in-sync"])
+        await until(cluster.sender.may_answer)
+        later = cluster.environment.boottime_s() + 2 * TIMES.failover_after_s
+        monkeypatch.setattr(cluster.environment, "boottime_s", lambda: later)
+        assert cluster.sender.lease.may_ask(later)
+
+
 async def test_an_opening_hears_where_a_copys_log_ends_and_fetches_what_it_lacks() -> None:
     async with Cluster("n2").running() as cluster:
         await cluster.in_sync("n2")
