@@ -149,10 +149,11 @@ class Resident:
     async def run(self) -> None:
         """Be what the map says. Returns once the copy is dropped. Raises what ends the process."""
         while not self._followed.is_dropped:
-            salvaged = self.local.salvaged(self._followed)  # before the files change hands
+            before = self.local.salvaged(self._followed)  # the files may change hands
             try:
                 await self._be()
             except KvError as error:
+                salvaged = self.local.salvaged(self._followed) or before  # copies may have been named since
                 if self.local.damaged is not None or salvaged is None or not is_damage(error):
                     raise
                 await self._close_damaged(DamagedCopy(self.shard_id, error, salvaged))

@@ -266,6 +266,28 @@ async def test_a_row_that_the_verification_finds_damaged_costs_nothing_where_the
                 assert await answer.text() == f"value-of-{number}"
 
 
+async def test_a_row_of_a_primary_that_was_served_before_any_map_named_a_copy_costs_its_process_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cluster is new: each store was served first without a map, and got its copies later."""
+    often = msgspec.structs.replace(test_node_failover.LIMITS, verify_every_s=0.5)
+    monkeypatch.setattr(test_node_failover, "LIMITS", often)
+    async with cluster_in(tmp_path) as cluster, aiohttp.ClientSession(raise_for_status=True) as http:
+        await cluster.until_replicated()
+        before = await cluster.shard("s1")
+        assert before.primary.node == "s1"
+        await put_keys(http, cluster)
+        path = tmp_path / "s1" / "shard-s1.db"
+        await until_rows_are_in(path)
+        with closing(sqlite3.connect(path)) as connection:
+            assert connection.execute("UPDATE rows SET version = version + 1 WHERE kind = 'value'").rowcount
+            connection.commit()
+        damaged = has_copy(before.primary.copy_id)
+        await cluster.until("s1", lambda shard: replicated(shard) and not damaged(shard))
+        assert list(tmp_path.glob("s1/shard-s1.db.damaged*"))
+        await check_keys(http, cluster)
+
+
 async def test_a_home_whose_folder_is_empty_gets_its_shard_back_from_a_copy(tmp_path: Path) -> None:
     async with cluster_in(tmp_path) as cluster, aiohttp.ClientSession(raise_for_status=True) as http:
         await cluster.until_replicated()
