@@ -106,24 +106,23 @@ class Places:
     # --- what a node is told
 
     def to_make(self, node: str) -> list[Make]:
-        """The copies that the node is to make, one of each shard after the other."""
+        """The copies that the node is to make, of shards that have none that joins."""
         found = []
         for shard in self.cluster_map.shards:
             config = configuration_of(self.cluster_map, shard.id)
-            if config is not None and self._lacks(config) == node:
+            if config is not None and self._is_lacking(config, node):
                 found.append(Make(shard=shard.id, store_id=shard.store_id, partitions=self.cluster_map.partitions))
         return found
 
-    def _lacks(self, config: Configuration) -> str | None:
-        """The first node that is here and has no copy of the shard's store."""
-        if not self.copies.serves(config) or self.copies.is_joining(config):
-            return None
-        for node in self.wanted(config):
-            if self.heard.is_here(node, self.now) and not self.heard.stops(node):
-                report = self.heard.report(node, config.shard)
-                if report is None or report.store_id != config.store_id:
-                    return node
-        return None
+    def _is_lacking(self, config: Configuration, node: str) -> bool:
+        """Whether the node is here, is to keep the shard's store, and has no copy of it.
+        It waits for no other node, which may not be able to make its own."""
+        if node not in self.wanted(config) or not self.heard.is_here(node, self.now) or self.heard.stops(node):
+            return False
+        report = self.heard.report(node, config.shard)
+        if report is not None and report.store_id == config.store_id:
+            return False
+        return self.copies.serves(config) and not self.copies.is_joining(config)
 
     def to_drop(self, node: str) -> list[Drop]:
         """The copies that the node has, which no map names or will name."""

@@ -48,6 +48,7 @@ class ModelNode:
     is_up: bool = True
     hears_controller: bool = True  # else its beats arrive, and the answers do not
     stops: bool = False  # its process is about to end
+    may_make: bool = True  # else files of another cluster are in the way of all copies that it is told to make
     echo: Echo = field(default_factory=Echo)
     unanswered: int = 0  # beats in a row
     is_announced: bool = True
@@ -252,7 +253,7 @@ class Model:
         for dropped in places.to_drop(node.name):
             assert node.copies.pop(dropped.shard).copy_id == dropped.copy_id
         for made in places.to_make(node.name):
-            if made.shard not in node.copies:
+            if node.may_make and made.shard not in node.copies:
                 node.copies[made.shard] = ModelCopy(made.store_id, self._new_id(), heard_primary_at=self.now)
         for back in to_give_back(self.state, node.name):
             own = node.copies.get(back.shard)

@@ -60,6 +60,13 @@ def test_of_each_shard_one_copy_joins_at_a_time() -> None:
     assert all(len(model.copy_nodes(shard.id)) == 3 for shard in model.map.shards)
 
 
+def test_a_node_that_cannot_make_its_copies_keeps_no_other_node_from_making_them() -> None:
+    model = Model(3, 3)
+    model.nodes["s2"].may_make = False
+    model.run(10)
+    assert [model.copy_nodes(shard) for shard in ("s1", "s2", "s3")] == [{"s3"}, {"s1", "s3"}, {"s1"}]
+
+
 def test_a_silent_primary_is_replaced_by_its_copy_in_a_new_term_and_taken_out() -> None:
     model = replicated()
     before = model.config("s1")
