@@ -122,7 +122,15 @@ class ClusterDocument:
         raise Unavailable(f"{self._tries_max} writes of the map lost their race.", retry_after_ms=1000)
 
     async def tell(self, store_id: str, told: Told) -> Told:
-        """Keep what a store has told of its log; returns the highest that it has told. Raises Unavailable."""
+        """Keep what a store has told of its log; returns the highest that it has told. Raises Unavailable.
+
+        One that tells a version below its clock floor has files that a person has given up: that counts no more.
+        """
+        if told.number and told.version < (await self._store.tell(store_id, Told())).clock_floor:
+            told = Told()
+        return await self._keep(store_id, told)
+
+    async def _keep(self, store_id: str, told: Told) -> Told:
         kept = await self._store.tell(store_id, told)
         kept = kept._replace(number=max(kept.number, self._beaten.get(store_id, 0)))
         self.told_numbers[store_id] = kept.number
@@ -138,7 +146,7 @@ class ClusterDocument:
     async def keep_committed(self, store_id: str) -> None:
         """Keep what beats have told of that store, if that is news. Raises Unavailable."""
         if number := self._beaten.get(store_id, 0):
-            await self.tell(store_id, Told(number))
+            await self._keep(store_id, Told(number))
             if self._beaten.get(store_id) == number:
                 del self._beaten[store_id]
 

@@ -79,6 +79,8 @@ class ToldNumbers:
             raise behind(store.durable, told.number)
         if told.clock_floor > store.clock.version:  # the controller was away at the opening of an accepted older copy
             await store.pipeline.step(lambda batch: batch.changes.see(told.clock_floor), urgent=True)
+            await self.tell(store)  # what was told with a version below that floor has not been kept
+            return
         self.is_verified, self._told = True, number
 
     async def confirm(self, store: Store) -> None:

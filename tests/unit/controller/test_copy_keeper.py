@@ -318,6 +318,18 @@ async def test_what_beats_have_told_is_forgotten_when_a_person_goes_on_with_an_o
     assert (await nodes.controller.call("POST", "/v1/told", json=asked))[1]["number"] == 0
 
 
+async def test_what_the_old_primary_tells_once_a_person_has_gone_on_without_it_counts_no_more(nodes: Nodes) -> None:
+    """Its process was stopped, and tells as soon as it goes on, before it has heard of the map."""
+    await stranded(nodes)
+    assert (await lossy_while_heard(nodes, "s1"))[0] == 202
+    await nodes.follow()
+    shard = nodes.map.shard("s1")
+    assert shard is not None
+    for number, version, counts in ((20, 4100, 0), (8, shard.clock_floor, 8), (21, 4101, 8)):
+        told = {"store_id": shard.store_id, "number": number, "version": version}
+        assert (await nodes.controller.call("POST", "/v1/told", json=told))[1]["number"] == counts
+
+
 async def test_nothing_is_given_up_while_the_primary_is_heard_or_for_a_copy_that_has_nothing(nodes: Nodes) -> None:
     await in_sync(nodes)
     for confirm in (None, "s1"):

@@ -51,7 +51,7 @@ class Controller:
         if self.is_away:
             raise web.HTTPServiceUnavailable
         body = await request.json()
-        kept = await self.store.tell(body["store_id"], Told(body["number"], body["version"]))
+        kept = await ClusterDocument(self.store, 10).tell(body["store_id"], Told(body["number"], body["version"]))
         return web.json_response(kept._asdict())
 
 
@@ -159,6 +159,7 @@ async def test_an_older_copy_that_opened_while_the_controller_was_away_goes_on_a
     controller.is_away = False
     await numbers.tell(store)
     assert numbers.is_verified
+    assert (await controller.store.tell(store.identity.store_id, Told())).number == store.durable
     assert (await Hands(store).put("other", b"value")).version > told.version + CLOCK_STEP
     await store.close()
 
