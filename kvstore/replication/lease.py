@@ -38,10 +38,17 @@ class Grants(NamedTuple):
 
 
 def held(grants: Grants, session: Session, asked_at: float, lease_s: float) -> Grants:
-    """The grants after the copy of that session has answered the beacon that was sent at `asked_at`."""
+    """The grants after the copy of that session has answered the beacon that was sent at `asked_at`.
+    Those of its earlier sessions go."""
     until = max(grants.of(session), asked_at + lease_s)
-    others = tuple(each for each in grants.until if each[0] != session)
+    others = tuple(each for each in grants.until if each[0] != session and not _is_later(session, each[0]))
     return grants._replace(until=(*others, (session, until)))
+
+
+def _is_later(session: Session, other: Session) -> bool:
+    """Whether both are of one copy and primary, and the first began later."""
+    is_same = session._replace(joined=other.joined, round=other.round) == other
+    return is_same and (session.joined, session.round) > (other.joined, other.round)
 
 
 def give_back(grants: Grants) -> Grants:

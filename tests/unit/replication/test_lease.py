@@ -33,6 +33,14 @@ def test_a_grant_of_another_session_counts_for_nothing() -> None:
     assert not lease.may_answer(grants, [ONE._replace(joined=4)], 10.5)
 
 
+def test_of_each_copy_one_grant_is_kept_however_often_it_connects_and_joins_again() -> None:
+    grants = lease.held(Grants(), OTHER, 9.0, 1.5)
+    for joined in (3, 4):
+        for number in range(100):
+            grants = lease.held(grants, ONE._replace(joined=joined, round=number), 10.0 + number, 1.5)
+    assert [each for each, _ in grants.until] == [OTHER, ONE._replace(joined=4, round=99)]
+
+
 def test_without_copies_no_lease_is_needed_unless_it_was_given_back() -> None:
     assert lease.may_answer(Grants(), [], 0.0)
     assert not lease.may_answer(lease.give_back(Grants()), [], 0.0)
