@@ -162,7 +162,7 @@ class HostedStore:
     async def as_copy(self, at_the_end: AsyncExitStack, folder: Folder, config: Configuration | None) -> CopyFiles:
         """End what `at_the_end` closes but for the files, which are a copy's from now on.
 
-        `config`: by which another one is the primary. It is about to ask for its term, which is promised meanwhile.
+        `config`: of the newest map. Another primary is about to ask for its term, which is promised meanwhile.
         Raises OSError.
         """
         store = self.store
@@ -179,9 +179,12 @@ class HostedStore:
             raise
 
     async def _promise(self, config: Configuration | None) -> None:
-        """On a disk without room, it is once the primary asks."""
+        """On a disk without room, it is once the primary asks.
+        A term that is to be opened here is promised with that."""
         store, copy_file = self.store, self.store.opened.copy_file
         if config is None or copy_file is None or config.store_id != store.identity.store_id:
+            return
+        if config.primary.copy_id == store.copy_id:
             return
         if config.term > copy_file.identity.promised:
             with suppress(TryLater):

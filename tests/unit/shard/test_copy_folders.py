@@ -502,6 +502,18 @@ async def test_a_primary_whose_term_ends_goes_on_as_a_copy_with_its_open_files_a
         assert copy.lease.may_be_promoted(), "it has granted nothing since it was promoted"
 
 
+async def test_a_primary_that_is_given_a_new_term_opens_again_in_that_very_one(tmp_path: Path) -> None:
+    """It gave its lease back, say, and the planned change could not be made."""
+    async with resident_copy(tmp_path) as resident, served_by(resident) as running:
+        before = resident.local.hosted
+        found = promoted_before_a_copy(resident.local.copy_id)
+        shard = msgspec.structs.replace(found.shards[0], term=9)
+        resident.hear(msgspec.structs.replace(found, epoch=9, shards=[shard]))
+        await until(running, lambda: is_served(resident) and resident.local.hosted is not before)
+        assert resident.local.store is not None
+        assert resident.local.store.tables.term == 9
+
+
 async def test_a_session_of_the_next_primary_is_kept_until_the_map_that_names_it_has_come(tmp_path: Path) -> None:
     """Refused, it would come again later, and clients wait meanwhile."""
     async with resident_copy(tmp_path) as resident, served_by(resident) as running:
