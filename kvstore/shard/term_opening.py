@@ -7,7 +7,8 @@ None that does not answer is taken out before the own file was found to be whole
 The longest log is opened only once the controller has said that the store has told of no more: else it is an older
 copy, and so are all that have answered. Every copy in sync has all that was told, so this keeps none waiting that is
 whole. An older one waits for newer files, on this node or on that of a copy in sync, or for a person. A log that ends
-where the longest one does not begin yet is an older copy, too; it counts as damaged, so that the other takes over.
+where the longest one does not begin yet is an older copy, too, and so is one that ends with records which the longest
+one has not; it counts as damaged, so that the other takes over.
 Leaves to others: the rules (`replication.opening`), the record that opens the term (`store.partitions`).
 
 While the controller is away nothing is opened. It has given the term a moment before, by a map; asking it once more
@@ -25,7 +26,7 @@ from kvstore.errors import DataCorrupt
 from kvstore.replication import opening
 from kvstore.replication.configuration import Configuration, Replica, Request
 from kvstore.replication.copy import StoreCopy
-from kvstore.replication.opening import Opening
+from kvstore.replication.opening import Opening, Truth
 from kvstore.replication.wire import Refused, Wire, WireLost, fetch, greet
 from kvstore.shard.hosted import Surroundings
 from kvstore.shard.told import ToldNumbers, ToldOfTerm
@@ -181,18 +182,17 @@ class TermOpening:
         found = opening.truth(now)
         assert found is not None
         assert found.copy_id is not None
-        if now.own.number < self._known[found.copy_id]:
-            raise DataCorrupt(
-                f"The log of shard {now.config.shard} here ends with record {now.own.number}. A copy in sync has all "
-                f"up to record {found.position.number}, and has let go of what follows here, since every copy in sync "
-                "had it: this is an older copy of the files."
-            )
-        wire = self._wires[found.copy_id]
+        last = self._copy.log.last
+        if last.number < self._known[found.copy_id]:
+            raise _older(now, found, "has let go of what follows here, since every copy in sync had it")
+        wire, is_forked = self._wires[found.copy_id], last.number >= found.position.number  # which is of a later term
         try:
             async with asyncio.timeout(self._times.replica_timeout_s + self._times.disk_stall_s):
-                entries = await fetch(wire, self._copy.log.last.number)
+                entries = [] if is_forked else await fetch(wire, last.number)
         except (Refused, WireLost, TimeoutError):
             entries = []
+        if is_forked or (entries and entries[0].previous != last.checksum):
+            raise _older(now, found, "has not what this one ends with, which was never committed")
         if entries:
             position = await self._copy.opening.extend(entries)
             if self._opening is not None:
@@ -204,3 +204,10 @@ class TermOpening:
             told = tuple(each for each in self._opening.told if each[0] != found.copy_id)
             self._opening = self._opening._replace(told=told)
         await self._environment.sleep(_RETRY_S)
+
+
+def _older(now: Opening, found: Truth, why: str) -> DataCorrupt:
+    return DataCorrupt(
+        f"The log of shard {now.config.shard} here ends with record {now.own.number}. A copy in sync has all up to "
+        f"record {found.position.number}, and {why}: this is an older copy of the files."
+    )

@@ -67,11 +67,11 @@ class MemoryWire:
         self.other.inbox.put_nowait(None)
 
 
-def write(copy: StoreCopy, first: int, last: int, value: bytes = b"value") -> None:
+def write(copy: StoreCopy, first: int, last: int, value: bytes = b"value", term: int = 1) -> None:
     """Append records of these numbers, and sync them."""
     for number in range(first, last + 1):
         row = Row(VALUE, f"k{number}", 1, number, number, 0, value)
-        copy.log.append(CommitRecord(Clock(number, number), [row]).encode(), 1)
+        copy.log.append(CommitRecord(Clock(number, number), [row]).encode(), term)
     copy.log.sync()
 
 
@@ -310,6 +310,17 @@ async def test_a_copy_that_is_lost_while_its_records_are_fetched_has_to_tell_aga
         assert await asyncio.wait_for(nodes.opening(nodes.config("n2", "n3")).run(), 60)
         assert nodes.asked.count("n2") == 2
         assert nodes.files["n1"].copy.log.last.number == 4
+
+
+@pytest.mark.parametrize("own", [3, 5, 8])
+async def test_an_old_folder_whose_last_records_no_copy_in_sync_has_counts_as_damaged(tmp_path: Path, own: int) -> None:
+    """They were never committed, and were cut off before that folder was put back."""
+    async with three(tmp_path, 2, 2, 2) as nodes:
+        write(nodes.files["n1"].copy, 3, own, b"never committed")
+        write(nodes.files["n2"].copy, 3, 5, term=2)
+        with pytest.raises(DataCorrupt, match=rf"ends with record {own}\. .* an older copy"):
+            await asyncio.wait_for(nodes.opening(nodes.config("n2")).run(), 60)
+        assert nodes.files["n1"].copy.log.last.number == own
 
 
 async def test_an_old_folder_that_lacks_more_than_the_longest_log_still_has_counts_as_damaged(tmp_path: Path) -> None:
