@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 from kvstore.environment import Environment
-from kvstore.errors import LogDamaged
+from kvstore.errors import DataCorrupt, LogDamaged
 from kvstore.replication import lease, messages, session, shipping
 from kvstore.replication.catching_up import ROOM_BYTES_MAX, CatchingUp
 from kvstore.replication.digest_question import DigestQuestion
@@ -40,6 +40,11 @@ log = logging.getLogger(__name__)
 _FRAME_BYTES = 1 << 20
 _CONNECT_S = 2.0
 _PAUSE_MIN_S, _PAUSE_MAX_S = 0.02, 0.5
+_DAMAGED_PAUSE_S = 10.0  # a page that cannot be sent is read again
+
+
+def _ignore(damage: DataCorrupt) -> None:
+    """Nobody is told."""
 
 
 class Surroundings(NamedTuple):
@@ -47,6 +52,7 @@ class Surroundings(NamedTuple):
 
     `on_committed`: called with the committed number whenever it has risen. `on_news`: a request has come up or has
     gone, or the term has ended; the controller is to hear of it. `is_busy`: whether clients are at work on this node.
+    `on_damage`: a row that a copy was to get is damaged.
     """
 
     log: Log
@@ -57,6 +63,7 @@ class Surroundings(NamedTuple):
     on_committed: Callable[[int], None]
     on_news: Callable[[], None]
     is_busy: Callable[[], bool] = never_busy
+    on_damage: Callable[[DataCorrupt], None] = _ignore
 
 
 class Primary(Protocol):
@@ -123,6 +130,11 @@ class CopyLink:
             except LogDamaged as damaged:
                 self._records.note_damaged(damaged.number)
                 log.error("records for the copy on node %s cannot be read back: %s", self.node, damaged.detail)
+            except DataCorrupt as damaged:
+                self._around.on_damage(damaged)
+                if self._said.is_news(damaged.detail):
+                    log.error("the copy of shard %s on node %s is not filled: %s", self._shard, self.node, damaged)
+                await self._around.environment.sleep(_DAMAGED_PAUSE_S)
             except Exception:  # such as a record that cannot be read back; the copy is out when it has waited for long
                 log.exception("shipping to the copy on node %s failed; it is tried again", self.node)
             finally:
@@ -165,13 +177,19 @@ class CopyLink:
             await wire.close()
 
     async def _send_snapshot(self, wire: Wire, resumes: SnapshotProgress | None) -> int:
-        """All rows that it lacks; the number of the record behind which the stream goes on."""
-        log, engine, environment, _, times, *_, is_busy = self._around
-        source = Source(log, engine, environment, times, self._records.has_all_behind, is_busy)
+        """All rows that it lacks; the number of the record behind which the stream goes on.
+        Raises DataCorrupt if one is damaged here, FellBehind, WireLost, Refused."""
+        around, is_kept = self._around, self._records.has_all_behind
+        environment = around.environment
+        source = Source(around.log, around.engine, environment, around.times, is_kept, around.is_busy)
         since_s = self._snapshot.since_s if self._snapshot is not None else environment.monotonic_s()
         self._snapshot = Snapshot(wire, source, since_s, resumes)
         self.keeps = self._snapshot.progress.at.number
-        await self._snapshot.send()
+        try:
+            await self._snapshot.send()
+        except WireLost:
+            self._snapshot.check_rows()
+            raise
         return self.keeps
 
     async def _compare(self, wire: Wire, told: Told) -> tuple[Join, SnapshotProgress | None]:

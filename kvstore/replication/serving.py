@@ -23,11 +23,12 @@ from kvstore.replication import copy_greeting, messages
 from kvstore.replication.chain import some_entries
 from kvstore.replication.copy import StoreCopy
 from kvstore.replication.session import Session
+from kvstore.replication.snapshot import row_of
 from kvstore.replication.snapshot_pace import never_busy
 from kvstore.replication.wire import Wire, WireLost
 from kvstore.storage.engine import Applied, CopiedRow
 from kvstore.storage.log import Released
-from kvstore.storage.rows import Row, checked
+from kvstore.storage.rows import Row
 from kvstore.storage.segments import Entry
 
 CopyOf = Callable[[Session], StoreCopy | None]
@@ -205,9 +206,8 @@ class _Serving:
 
 
 def _row(copied: CopiedRow) -> Row:
-    """Raises WireLost: what came is not what the primary read, and it is read again."""
-    kind, key, partition, version, expires_at_ms, body, intent, checksum = copied
+    """Raises WireLost: what came is not what was once written. The primary looks whether it has that."""
     try:
-        return checked(Row(kind, key, partition, 0, version, expires_at_ms, body, intent), checksum)
+        return row_of(copied)
     except DataCorrupt as error:
         raise WireLost(error.detail) from None

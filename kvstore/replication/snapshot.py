@@ -14,7 +14,7 @@ that time, in which no checkpoint can come.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from kvstore.environment import Environment
@@ -23,8 +23,9 @@ from kvstore.replication.places import Times
 from kvstore.replication.session import FellBehind
 from kvstore.replication.snapshot_pace import SnapshotPace
 from kvstore.replication.wire import Wire, WireLost, expect
-from kvstore.storage.engine import Applied, Engine, FeedPage, FeedQuery, SnapshotProgress
+from kvstore.storage.engine import Applied, CopiedRow, Engine, FeedPage, FeedQuery, SnapshotProgress
 from kvstore.storage.log import Log
+from kvstore.storage.rows import Row, checked
 
 
 class Source(NamedTuple):
@@ -52,6 +53,7 @@ class Snapshot:
         self._copy_is_busy = False
         self._begun = source.engine.applied
         self._resumes = resumes is not None
+        self._under_way: Sequence[CopiedRow] = ()
         self.progress = resumes or SnapshotProgress(self._begun.position, self._begun.position)
 
     async def send(self) -> None:
@@ -71,13 +73,20 @@ class Snapshot:
             left = query.partitions[page.done :]
             self._note(page, len(left))
             if page.rows:
+                self._under_way = page.rows
                 await self._take(messages.SnapshotPage(at, page.rows, self.progress))
+                self._under_way = ()
             query = query._replace(partitions=left, sequence=page.sequence, after_row=page.after_row)
             if more := page.more:
                 worked_s = environment.monotonic_s() - started_s
                 self._look()
                 await environment.sleep(self._pace.pause_s(worked_s))
         await self._take(messages.SnapshotEnds(at, self.progress.seen.number))
+
+    def check_rows(self) -> None:
+        """Look at the rows that the copy has not taken. Raises DataCorrupt if one is damaged here."""
+        for copied in self._under_way:
+            row_of(copied)
 
     def _look(self) -> None:
         is_busy = self._source.is_busy() or self._copy_is_busy
@@ -99,6 +108,12 @@ class Snapshot:
             rows=rows,
             total=max(before.total, before.rows + page.total, rows),
         )
+
+
+def row_of(copied: CopiedRow) -> Row:
+    """The row of a page. Raises DataCorrupt if it is not what was once written."""
+    kind, key, partition, version, expires_at_ms, body, intent, checksum = copied
+    return checked(Row(kind, key, partition, 0, version, expires_at_ms, body, intent), checksum)
 
 
 def _beginning(of: Applied) -> messages.SnapshotBegins:

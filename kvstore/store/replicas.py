@@ -120,7 +120,10 @@ class Replicas:
         assert replicating is not None
         _, _, connect, times, on_news, is_busy = replicating
         log, engine, environment, settle = tables.log, tables.engine, tables.environment, self._pipeline.settle_up_to
-        return Sender(state, Surroundings(log, engine, environment, connect, times, settle, on_news, is_busy))
+        on_damage = tables.verification.found
+        return Sender(
+            state, Surroundings(log, engine, environment, connect, times, settle, on_news, is_busy, on_damage)
+        )
 
     # --- the lease
 

@@ -11,6 +11,7 @@ import shutil
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing, suppress
+from itertools import count
 from pathlib import Path
 
 import aiohttp
@@ -285,6 +286,38 @@ async def test_a_row_of_a_primary_that_was_served_before_any_map_named_a_copy_co
         damaged = has_copy(before.primary.copy_id)
         await cluster.until("s1", lambda shard: replicated(shard) and not damaged(shard))
         assert list(tmp_path.glob("s1/shard-s1.db.damaged*"))
+        await check_keys(http, cluster)
+
+
+def in_sync_copies(count: int) -> Callable[[Shard], bool]:
+    return lambda shard: [copy.state for copy in shard.replicas] == ["in-sync"] * count
+
+
+async def test_a_damaged_row_that_a_copy_is_to_be_filled_with_is_told_and_the_primary_hands_its_shard_on(
+    tmp_path: Path,
+) -> None:
+    """The background verification would find it within a day; until then that copy could not be filled."""
+    async with cluster_in(tmp_path) as cluster, aiohttp.ClientSession(raise_for_status=True) as http:
+        await cluster.until_replicated()
+        await http.patch(f"{cluster.url}/v1/cluster", json={"replicas": 3})
+        before = await cluster.until("s1", in_sync_copies(2))
+        await put_keys(http, cluster)
+        path = tmp_path / "s1" / "shard-s1.db"
+        await until_rows_are_in(path)
+        async with asyncio.timeout(PATIENCE_S):
+            for number in count():  # until the first records are in the log no more
+                if not list(path.parent.glob("shard-s1.log.000001")):
+                    break
+                await http.put(f"{cluster.url}/v1/kv/large{number % 10}", data=bytes(200_000))
+        await cluster.end("s3")
+        await cluster.until("s1", lambda shard: not in_sync_copies(2)(shard))
+        shutil.rmtree(tmp_path / "s3")
+        with closing(sqlite3.connect(path)) as connection:
+            assert connection.execute("UPDATE rows SET version = version + 1 WHERE kind = 'value'").rowcount
+            connection.commit()
+        cluster.start_node("s3")
+        damaged = has_copy(before.primary.copy_id)
+        await cluster.until("s1", lambda shard: in_sync_copies(2)(shard) and not damaged(shard))
         await check_keys(http, cluster)
 
 
