@@ -1,8 +1,9 @@
 """Which copies are damaged, from the first word of it until another copy in sync stands in the same place.
 
 Owns: the memory of them, in one controller process; what is written down of one that was rebuilt.
-Promises: pure but for that memory. A copy that came in sync again was told of once. Every beat is listened to: the next
-one may tell of the empty copy that has taken the place of the damaged one.
+Promises: pure but for that memory. A copy that came in sync again was told of once; one that got another place, or
+whose shard has left, is forgotten. Every beat is listened to: the next one may tell of the empty copy that has taken
+the place of the damaged one.
 Leaves to others: what was heard (`heard`), what follows (`replicas`), writing it down (`copy_keeper`).
 """
 
@@ -66,14 +67,18 @@ class DamageSeen:
     def mended(self, configs: Sequence[Configuration], heard: Heard) -> list[Damaged]:
         """Those whose place another copy in sync has taken, each of them once."""
         now_damaged = reported(configs, heard)
-        mended = [
-            damaged
-            for damaged in self._seen.values()
-            if damaged.node not in now_damaged.get(damaged.shard, {}) and _is_mended(damaged, configs)
-        ]
-        for damaged in mended:
-            del self._seen[damaged.shard, damaged.node]
+        gone = [each for each in self._seen.values() if each.node not in now_damaged.get(each.shard, {})]
+        mended = [damaged for damaged in gone if _is_mended(damaged, configs)]
+        for damaged in gone:
+            if damaged in mended or not _is_named_on(damaged.node, damaged.shard, configs):
+                del self._seen[damaged.shard, damaged.node]
         return mended
+
+
+def _is_named_on(node: str, shard: str, configs: Sequence[Configuration]) -> bool:
+    """Whether the map has the shard, and a copy of it there."""
+    config = next((each for each in configs if each.shard == shard), None)
+    return config is not None and (config.primary.node == node or config.copy_on(node) is not None)
 
 
 def _named_on(node: str, shard: str, configs: Sequence[Configuration]) -> str:
@@ -88,8 +93,8 @@ def _named_on(node: str, shard: str, configs: Sequence[Configuration]) -> str:
 def _is_mended(damaged: Damaged, configs: Sequence[Configuration]) -> bool:
     config = next((each for each in configs if each.shard == damaged.shard), None)
     if config is None:
-        return True  # the shard has left
+        return False  # the shard has left
     copy = config.copy_on(damaged.node)
     if config.primary.node == damaged.node:
         return config.primary.copy_id != damaged.copy_id
-    return copy is None or (copy.state == "in-sync" and copy.copy_id != damaged.copy_id)
+    return copy is not None and copy.state == "in-sync" and copy.copy_id != damaged.copy_id

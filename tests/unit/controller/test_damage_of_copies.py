@@ -50,3 +50,11 @@ def test_a_primary_that_is_damaged_is_mended_when_the_map_names_another_copy_on_
     assert seen.mended([replaced], filling) == [], "the old one is still named"
     again = replaced._replace(replicas=(Replica("n1", "new", "in-sync", 8),))
     assert seen.mended([again], heard_last(beat("n1", role="copy", damage=""))) == new
+
+
+def test_damage_to_a_copy_that_gets_another_place_or_whose_shard_leaves_is_forgotten_and_not_told_as_mended() -> None:
+    for after in ([CONFIG._replace(replicas=())], []):
+        seen = DamageSeen()
+        new = seen.hear([CONFIG], beat("n2"), 1.0)
+        assert seen.mended(after, Heard("start", Limits(), 0.0)) == []
+        assert seen.hear([CONFIG], beat("n2"), 2.0) == [new[0]._replace(since=2.0)], "it was forgotten"
