@@ -1,6 +1,6 @@
 """Addresses: where a process listens, and where others are told to reach it.
 
-Owns: HOST:PORT of either kind, as text and as a pair.
+Owns: HOST:PORT of either kind, as text and as a pair; the address of a router that none is given for.
 Promises: no address is told to others at which no process could answer: neither "all addresses" (0.0.0.0, [::]) nor
 port 0.
 Leaves to others: listening, and to whom an address is told.
@@ -13,6 +13,8 @@ import re
 import socket
 
 from kvstore.errors import ConfigError
+
+DEFAULT_URL = "http://127.0.0.1:8080"
 
 
 def listen_address(listen: str) -> tuple[str, int]:

@@ -34,5 +34,14 @@ def _catch_what_is_ignored() -> None:
             signal.signal(number, lambda *_: None)
 
 
+def _read_no_certificates() -> None:
+    """aiohttp reads those that the machine trusts when it is imported, for a tenth of a second where they are one file.
+
+    No test asks a server that one of them vouches for.
+    """
+    os.environ["SSL_CERT_FILE"] = os.devnull
+
+
 _keep_compiled_modules()
+_read_no_certificates()
 _catch_what_is_ignored()

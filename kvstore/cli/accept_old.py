@@ -11,7 +11,8 @@ import sys
 
 import click
 
-from kvstore.cli.frame import EXIT_STORE_SAID_NO, call, complain, emit, printable, talks_to_cluster
+from kvstore.cli.asking import call, talks_to_cluster
+from kvstore.cli.frame import EXIT_STORE_SAID_NO, complain, emit, printable
 from kvstore.client import Client
 
 

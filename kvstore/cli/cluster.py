@@ -18,18 +18,8 @@ from typing import Any
 
 import click
 
-from kvstore.cli.frame import (
-    as_shown,
-    call,
-    emit,
-    human_bytes,
-    printable,
-    report,
-    reporting,
-    say,
-    say_json,
-    talks_to_cluster,
-)
+from kvstore.cli.asking import call, talks_to_cluster
+from kvstore.cli.frame import as_shown, emit, human_bytes, printable, report, reporting, say, say_json
 from kvstore.cli.table import Column, Table
 from kvstore.client import Client
 from kvstore.errors import KvError

@@ -14,7 +14,8 @@ import aiohttp
 import click
 import msgspec
 
-from kvstore.cli.frame import checked_url, complain, emit, printable, reporting
+from kvstore.cli.asking import checked_url
+from kvstore.cli.frame import complain, emit, printable, reporting
 from kvstore.errors import ChangeRefused, KvError, OutcomeUnknown, Unavailable, from_problem
 
 DEFAULT_URL = "http://127.0.0.1:8090"

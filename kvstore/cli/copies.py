@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import click
 
-from kvstore.cli.frame import EXIT_STORE_SAID_NO, call, complain, talks_to_cluster
+from kvstore.cli.asking import call, talks_to_cluster
+from kvstore.cli.frame import EXIT_STORE_SAID_NO, complain
 from kvstore.cli.shards import ClusterChange, run_change
 from kvstore.client import Client
 from kvstore.config import REPLICAS_MAX

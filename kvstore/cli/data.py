@@ -16,17 +16,16 @@ from typing import Any
 import click
 import msgspec
 
+from kvstore.cli.asking import call, talks_to_cluster
 from kvstore.cli.frame import (
     EXIT_STORE_SAID_NO,
     VALUE_BYTES_READ_MAX,
-    call,
     complain,
     emit,
     printable,
     reporting,
     say,
     say_json,
-    talks_to_cluster,
     write_out,
 )
 from kvstore.client import Client, Item, ListedItem

@@ -23,9 +23,10 @@ from typing import BinaryIO
 import click
 import msgspec
 
+from kvstore.cli.asking import talks_to_cluster
 from kvstore.cli.commands import EXIT_INTERRUPTED
 from kvstore.cli.data import end_with_missing, listed_members, skip_down_option
-from kvstore.cli.frame import complain, emit, human_bytes, reporting, talks_to_cluster, write_json
+from kvstore.cli.frame import complain, emit, human_bytes, reporting, write_json
 from kvstore.cli.importer import in_thread
 from kvstore.cli.journal import Journal
 from kvstore.cli.progress import Progress, progress

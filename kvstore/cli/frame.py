@@ -1,16 +1,15 @@
-"""The frame of every command that talks to a cluster: its options, its client, its output, its end.
+"""The frame of every command: its output, its end.
 
-Owns: `--url` and `--json`, the form of an error, the exit codes 0, 1, 2, 130 and 141.
+Owns: `--config`, the form of an error, the exit codes 0, 1, 2, 130 and 141.
 Promises: no traceback for anything that a network, a disk or a user can do; standard output carries results only:
 an error is one line on standard error, `kvstore: what happened. What to do.`, with `--json` the problem document.
-Leaves to others: what a command does.
+Leaves to others: what a command does, how it asks a cluster (`asking`).
 """
 
 from __future__ import annotations
 
-import asyncio
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,17 +17,15 @@ from typing import Any, TypeVar
 import click
 import msgspec
 
+from kvstore.addresses import DEFAULT_URL
 from kvstore.cli.commands import EXIT_BROKEN_PIPE, EXIT_INTERRUPTED
 from kvstore.cli.terminal import drop_output, encoded, encoded_json
-from kvstore.client import DEFAULT_URL, Client, base_url
 from kvstore.errors import KvError, NoSuchRoute
 
 EXIT_STORE_SAID_NO = 1
 EXIT_NO_DECISION = 2
 # A value must fit into the channel between router and shard, whatever the limits of a cluster are.
 VALUE_BYTES_READ_MAX = 64 * 1024 * 1024
-
-_WAIT_TOLD_S = 1.0
 
 # Decisions of the store about this key. Other 4xx are wrong usage, other 5xx (and 429) no decision at all.
 _STATUS_STORE_SAID_NO = frozenset({404, 409, 412, 413, 423, 507})
@@ -44,36 +41,7 @@ _NEXT_STEPS = {
     "no-such-route": f"--url must be the address of a router: `kvstore up` prints it ({DEFAULT_URL} by default).",
 }
 
-T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
-
-
-def checked_url(context: click.Context, parameter: click.Parameter, url: str) -> str:
-    """A callback for options that are the address of a process."""
-    try:
-        return base_url(url)
-    except ValueError as error:
-        raise click.BadParameter(str(error), context, parameter) from None
-
-
-def talks_to_cluster(command: F) -> F:
-    """The options `--url` and `--json`, as arguments `url` and `as_json`."""
-    url = click.option(
-        "--url",
-        envvar="KVSTORE_URL",
-        default=DEFAULT_URL,
-        show_default=True,
-        show_envvar=True,
-        callback=checked_url,
-        help="Address of a router.",
-    )
-    as_json = click.option(
-        "--json",
-        "as_json",
-        is_flag=True,
-        help="Print JSON for programs; an error is then a JSON line (problem document) on standard error.",
-    )
-    return url(as_json(command))
 
 
 def takes_config(about: str) -> Callable[[F], F]:
@@ -86,36 +54,6 @@ def takes_config(about: str) -> Callable[[F], F]:
         metavar="FILE",
         help=about,
     )
-
-
-def call(url: str, as_json: bool, work: Callable[[Client], Awaitable[T]]) -> T:
-    """Run `work` with a client. Errors end the command by `reporting`.
-
-    That another client holds a lock is an answer: a lease lasts longer than one waits at a prompt without being told.
-    What passes by itself is waited for a few seconds, which is told where it takes one or more.
-    """
-
-    async def entry() -> T:
-        async with Client(url, retry_locked=False, on_wait=None if as_json else _WaitTold().note) as kv:
-            return await work(kv)
-
-    with reporting(as_json):
-        return asyncio.run(entry())
-
-
-class _WaitTold:
-    """Says once that a command waits, and for what."""
-
-    def __init__(self) -> None:
-        self._waited_s = 0.0
-        self._is_told = False
-
-    def note(self, error: KvError, wait_s: float) -> None:
-        """The client is about to wait so long before it repeats what failed with that error."""
-        self._waited_s += wait_s
-        if self._waited_s >= _WAIT_TOLD_S and not self._is_told:
-            self._is_told = True
-            complain(f"kvstore: {sentence(error.detail)} Trying again for a few seconds (Ctrl-C ends that).")
 
 
 @contextmanager

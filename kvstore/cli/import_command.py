@@ -21,6 +21,7 @@ from typing import Any, BinaryIO
 import click
 import msgspec
 
+from kvstore.cli.asking import talks_to_cluster
 from kvstore.cli.commands import EXIT_INTERRUPTED
 from kvstore.cli.frame import (
     EXIT_NO_DECISION,
@@ -32,7 +33,6 @@ from kvstore.cli.frame import (
     report,
     reporting,
     sentence,
-    talks_to_cluster,
 )
 from kvstore.cli.importer import BadLine, Done, Importer, batches, in_thread
 from kvstore.cli.journal import Journal

@@ -7,6 +7,7 @@ Leaves to others: which commands there are (`kvstore.cli`).
 
 from __future__ import annotations
 
+import gc
 import importlib
 from collections.abc import Mapping
 from difflib import get_close_matches
@@ -25,7 +26,11 @@ class LazyCommand(NamedTuple):
     def load(self) -> click.Command:
         """Import the command. Raises TypeError if the target is none."""
         module, _, attribute = self.target.partition(":")
-        command = getattr(importlib.import_module(module), attribute)
+        gc.disable()  # modules stay: to look for garbage among them again and again slows the start
+        try:
+            command = getattr(importlib.import_module(module), attribute)
+        finally:
+            gc.enable()
         if not isinstance(command, click.Command):
             raise TypeError(f"{self.target} is no click command")
         return command

@@ -24,17 +24,8 @@ from typing import NamedTuple
 
 import click
 
-from kvstore.cli.frame import (
-    EXIT_STORE_SAID_NO,
-    call,
-    complain,
-    printable,
-    report,
-    say,
-    say_json,
-    sentence,
-    talks_to_cluster,
-)
+from kvstore.cli.asking import call, talks_to_cluster
+from kvstore.cli.frame import EXIT_STORE_SAID_NO, complain, printable, report, say, say_json, sentence
 from kvstore.cli.locked_command import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, LockedCommand, dying_of_signals
 from kvstore.client import Client, Holder
 from kvstore.client.held_lock import HeldLock

@@ -19,7 +19,8 @@ from typing import Any
 
 import click
 
-from kvstore.cli.frame import call, emit, printable, takes_config, talks_to_cluster
+from kvstore.cli.asking import call, talks_to_cluster
+from kvstore.cli.frame import emit, printable, takes_config
 from kvstore.client import Client
 from kvstore.config import load_config
 from kvstore.errors import ChangeRefused, KvError, NotFound

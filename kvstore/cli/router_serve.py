@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from kvstore.cli.frame import checked_url
+from kvstore.cli.asking import checked_url
 from kvstore.cli.serve_options import join_option, read_config, serve_options
 from kvstore.demo import DOOR_VARIABLE
 from kvstore.process import run_process

@@ -17,7 +17,8 @@ from typing import Any, TypeVar
 import click
 
 from kvstore.addresses import listen_address
-from kvstore.cli.frame import checked_url, complain, report
+from kvstore.cli.asking import checked_url
+from kvstore.cli.frame import complain, report
 from kvstore.config import CONFIG_VARIABLE, ID_PATTERN, ClusterConfig, decode_config, default_config, load_config
 from kvstore.errors import ConfigError, KvError
 from kvstore.process import EXIT_NEEDS_A_PERSON

@@ -13,12 +13,11 @@ from typing import Any, NamedTuple, TypeVar
 
 import click
 
+from kvstore.cli.asking import call, checked_url, talks_to_cluster
 from kvstore.cli.change import follow
 from kvstore.cli.cluster import copies_text, has_copies, held, print_plan
 from kvstore.cli.frame import (
     EXIT_STORE_SAID_NO,
-    call,
-    checked_url,
     complain,
     emit,
     human_bytes,
@@ -27,7 +26,6 @@ from kvstore.cli.frame import (
     reporting,
     say,
     say_json,
-    talks_to_cluster,
 )
 from kvstore.cli.move_progress import move_progress
 from kvstore.client import Client

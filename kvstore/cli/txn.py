@@ -17,17 +17,8 @@ from typing import Any
 import click
 import msgspec
 
-from kvstore.cli.frame import (
-    EXIT_STORE_SAID_NO,
-    VALUE_BYTES_READ_MAX,
-    call,
-    complain,
-    printable,
-    reporting,
-    say,
-    say_json,
-    talks_to_cluster,
-)
+from kvstore.cli.asking import call, talks_to_cluster
+from kvstore.cli.frame import EXIT_STORE_SAID_NO, VALUE_BYTES_READ_MAX, complain, printable, reporting, say, say_json
 from kvstore.client import Client
 from kvstore.errors import BodyTooLarge, OutcomeUnknown
 from kvstore.operations import value_of

@@ -5,6 +5,7 @@ length of a block; `connection` sends, and says of each failure whether somethin
 values that come back.
 """
 
+from kvstore.addresses import DEFAULT_URL
 from kvstore.client.client import Client
 from kvstore.client.connection import (
     CONNECT_TIMEOUT_S,
@@ -13,7 +14,7 @@ from kvstore.client.connection import (
     RETRY_WAIT_S_MAX,
     base_url,
 )
-from kvstore.client.results import DEFAULT_URL, Counted, Holder, Item, ListedItem, Page, Result
+from kvstore.client.results import Counted, Holder, Item, ListedItem, Page, Result
 from kvstore.operations import Delete, Get, Operation, Put
 from kvstore.txn import TxnResult
 

@@ -28,7 +28,8 @@ from typing import Self
 import aiohttp
 from yarl import URL
 
-from kvstore.client.results import DEFAULT_URL, NO_ROUTER_NEXT_STEP, Answer, document_of
+from kvstore.addresses import DEFAULT_URL
+from kvstore.client.results import NO_ROUTER_NEXT_STEP, Answer, document_of
 from kvstore.errors import KvError, Locked, OutcomeUnknown, Unavailable, from_problem
 
 CONNECT_TIMEOUT_S = 5.0

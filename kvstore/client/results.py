@@ -15,10 +15,10 @@ from urllib.parse import quote
 
 import msgspec
 
+from kvstore.addresses import DEFAULT_URL
 from kvstore.errors import KvError, from_problem
 from kvstore.operations import checked_key, finite, value_of
 
-DEFAULT_URL = "http://127.0.0.1:8080"
 NO_ROUTER_NEXT_STEP = f"Give the address of a router: `kvstore up` prints it ({DEFAULT_URL} by default)."
 
 

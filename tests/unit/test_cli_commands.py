@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import subprocess
 import sys
@@ -107,6 +108,19 @@ def test_get_imports_neither_rich_nor_any_server() -> None:
 
 def test_the_overview_imports_no_command() -> None:
     assert "aiohttp" not in imported_by("--help")
+
+
+def test_up_imports_no_http() -> None:
+    assert "aiohttp" not in imported_by("up", "--help")
+
+
+def test_no_garbage_is_looked_for_while_a_command_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "command_for_a_test.py").write_text(
+        "import gc\nimport click\ncommand = click.Command(str(gc.isenabled()))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert LazyCommand("command_for_a_test:command", "").load().name == "False"
+    assert gc.isenabled()
 
 
 @pytest.mark.parametrize("role", ["shard", "router", "controller"])

@@ -8,8 +8,9 @@ from contextlib import AbstractContextManager
 
 import pytest
 
+from kvstore.cli.asking import _WaitTold
 from kvstore.cli.cluster import _title
-from kvstore.cli.frame import EXIT_NO_DECISION, EXIT_STORE_SAID_NO, _WaitTold, exit_code, report
+from kvstore.cli.frame import EXIT_NO_DECISION, EXIT_STORE_SAID_NO, exit_code, report
 from kvstore.cli.move_progress import move_progress
 from kvstore.cli.progress import progress
 from kvstore.errors import (
