@@ -87,6 +87,7 @@ class ShardStats(msgspec.Struct):
     copies_differed: int = 0
     lease_close: int = 0
     disputed_partitions: int = 0
+    unproved_copies: int = 0
     sync_inline: bool = True
     batch_ops: Histogram = msgspec.field(default_factory=_sizes)
     commit_s: Histogram = msgspec.field(default_factory=_latencies)
@@ -111,6 +112,7 @@ _SHARD_GAUGES = {
     "decisions": "Decisions of transactions that are kept",
     "damaged_partitions": "Partitions in which a key that is not found may be a lost one",
     "disputed_partitions": "Partitions that are the same in all copies, and not at the primary, though all verify",
+    "unproved_copies": "Copies in sync that did not tell for several comparisons what rows they have",
     "log_bytes": "Size of the log's segments",
     "unapplied_rows": "Rows that are committed in the log and not yet in the database file",
     "unapplied_bytes": "Bytes of these rows",

@@ -21,6 +21,7 @@ from kvstore.controller.replicas import too_many_silent
 from kvstore.environment import utc_text
 from kvstore.metrics import CopyStats, copy_families
 from kvstore.placement.copies import zone_of
+from kvstore.replication.beats import CopyReport
 from kvstore.replication.configuration import Configuration, Replica, configurations
 
 FAILOVERS_SHOWN_MAX = 5
@@ -32,7 +33,8 @@ def described(places: Places, known: Sequence[Change] = ()) -> dict[str, Any]:
     `stranded`: shards without a primary, and without a copy in sync that could take over; `older`: shards that are not
     served since all that is here of them is older than it should be; `lacking_nodes`: so many more are asked for;
     `one_zone`: shards whose copies share a zone or host; `holds_still`: so many nodes are silent that nothing moves;
-    `damaged`: by shard and node, what is wrong with the copy's files;
+    `damaged`: by shard and node, what is wrong with the copy's files; `disputed`: by shard, partitions that are the
+    same in all copies, and not at the primary; `unproved`: by shard, nodes whose copy does not tell what rows it has;
     `given_up_in_s`: until the first of them is given up, None if none will be; `failovers`: the last, newest
     first; `positions`: what each node told last of its copies, by shard."""
     cluster_map, heard, now = places.cluster_map, places.heard, places.now
@@ -54,6 +56,7 @@ def described(places: Places, known: Sequence[Change] = ()) -> dict[str, Any]:
         "holds_still": holds_still,
         "damaged": reported(configs, heard),
         "disputed": _disputed(configs, places),
+        "unproved": _unproved(configs, places),
         "given_up_in_s": None if holds_still else _given_up_in_s(places),
         "failovers": [_failover(c) for c in reversed(known) if c.kind == "failover"][:FAILOVERS_SHOWN_MAX],
         "positions": {config.shard: _positions(config, heard, now) for config in configs},
@@ -101,12 +104,17 @@ def _positions(config: Configuration, heard: Heard, now: float) -> list[dict[str
 
 
 def _disputed(configs: Sequence[Configuration], places: Places) -> dict[str, int]:
-    """By shard: how many partitions are the same in all copies, and not at the primary."""
-    reports = {
-        config.shard: places.copies.report(config.primary.node, config.shard, config.primary.copy_id)
-        for config in configs
-    }
-    return {shard: report.disputed for shard, report in reports.items() if report is not None and report.disputed}
+    reports = [(config.shard, _of_primary(config, places)) for config in configs]
+    return {shard: report.disputed for shard, report in reports if report is not None and report.disputed}
+
+
+def _unproved(configs: Sequence[Configuration], places: Places) -> dict[str, list[str]]:
+    reports = [(config.shard, _of_primary(config, places)) for config in configs]
+    return {shard: report.unproved for shard, report in reports if report is not None and report.unproved}
+
+
+def _of_primary(config: Configuration, places: Places) -> CopyReport | None:
+    return places.copies.report(config.primary.node, config.shard, config.primary.copy_id)
 
 
 def _is_stranded(config: Configuration, places: Places) -> bool:

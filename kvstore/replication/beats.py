@@ -31,7 +31,8 @@ class CopyReport(msgspec.Struct, frozen=True, kw_only=True):
     primary; a copy that has not heard it in its process's life counts from its start. `given_back`: the term whose
     lease it has given back for a planned change, 0 for none. `examined`: its file was found to be whole. `damage`: what
     is wrong with its files; a copy in the role `damaged` is nothing, and has no id if that is lost. `disputed`:
-    partitions of a primary that are otherwise in all its copies. Of a primary that serves: `committed`, the number of
+    partitions of a primary that are otherwise in all its copies; `unproved`: nodes of those of its copies in sync that
+    did not tell for several comparisons what rows they have. Of a primary that serves: `committed`, the number of
     its last committed record; by copy id `behind`, how many records each copy lacks, and `snapshots`, the rows sent and
     the rows there are, of each snapshot that is under way.
     """
@@ -50,6 +51,7 @@ class CopyReport(msgspec.Struct, frozen=True, kw_only=True):
     examined: bool = True
     damage: str = ""
     disputed: int = 0
+    unproved: list[str] = []
     committed: int = 0
     behind: dict[str, int] = {}
     snapshots: dict[str, tuple[int, int]] = {}

@@ -23,7 +23,7 @@ from kvstore.replication.digest_question import DigestQuestion
 from kvstore.replication.held_lease import HeldLease
 from kvstore.replication.in_flight import InFlight
 from kvstore.replication.kept_records import KeptRecords
-from kvstore.replication.messages import Differs, Returned, Told
+from kvstore.replication.messages import Compared, Differs, Returned, Told
 from kvstore.replication.places import Times
 from kvstore.replication.session import FellBehind, Forked, Join, Session
 from kvstore.replication.shipping import Link, LinkKey, Shipping
@@ -32,7 +32,7 @@ from kvstore.replication.snapshot_pace import never_busy
 from kvstore.replication.tail import Tail, cost
 from kvstore.replication.wire import Connect, Refused, Wire, WireLost, WireRefused, expect, greet
 from kvstore.said_once import SaidOnce
-from kvstore.storage.engine import Digest, Engine, SnapshotProgress
+from kvstore.storage.engine import Engine, SnapshotProgress
 from kvstore.storage.log import Log, Released
 
 log = logging.getLogger(__name__)
@@ -329,8 +329,8 @@ class CopyLink:
         """(rows sent, rows there are) of the snapshot that this primary sends; None without one."""
         return (self._snapshot.progress.rows, self._snapshot.progress.total) if self._snapshot is not None else None
 
-    async def compare(self, number: int, partitions: list[int]) -> Digest | None:
-        """The copy's digest of these partitions as of that record; None if it has none to tell."""
+    async def compare(self, number: int, partitions: list[int]) -> Compared | None:
+        """What the copy answers if it is asked for the digest of these partitions as of that record; None: nothing."""
         return await self._question.ask(self._wire, number, partitions) if self._wire is not None else None
 
     async def tell(self, message: Returned | Differs) -> None:

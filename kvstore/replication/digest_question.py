@@ -11,8 +11,8 @@ import asyncio
 
 from kvstore.environment import Environment
 from kvstore.replication import messages
+from kvstore.replication.messages import Compared
 from kvstore.replication.wire import Wire, WireLost
-from kvstore.storage.engine import Digest
 
 _ANSWER_S = 10.0
 
@@ -22,13 +22,13 @@ class DigestQuestion:
 
     def __init__(self, environment: Environment) -> None:
         self._environment = environment
-        self._answer: asyncio.Future[Digest | None] | None = None
+        self._answer: asyncio.Future[Compared | None] | None = None
         self._number = 0
 
-    async def ask(self, wire: Wire, record: int, partitions: list[int]) -> Digest | None:
-        """The copy's digest as of that record; None if it has none to tell, or another question is under way.
+    async def ask(self, wire: Wire, record: int, partitions: list[int]) -> Compared | None:
+        """What the copy answers: the digest as of that record, if it has one to tell.
 
-        None, too, where the connection is lost or it does not answer in 10 s.
+        None where the connection is lost, it does not answer in 10 s, or another question is under way.
         """
         if self._answer is not None:
             return None
@@ -42,15 +42,15 @@ class DigestQuestion:
         finally:
             self._answer = None
 
-    def take(self, compared: messages.Compared) -> None:
+    def take(self, compared: Compared) -> None:
         """The copy has answered a question."""
         if compared.asked == self._number:
-            self._end(compared.digest)
+            self._end(compared)
 
     def lose(self) -> None:
         """The connection is lost: no answer comes."""
         self._end(None)
 
-    def _end(self, digest: Digest | None) -> None:
+    def _end(self, compared: Compared | None) -> None:
         if self._answer is not None and not self._answer.done():
-            self._answer.set_result(digest)
+            self._answer.set_result(compared)

@@ -106,10 +106,14 @@ class Compare(_Message, tag=11):
 
 class Differs(_Message, tag=12):
     """That partition is not what it is at the primary, whose rows verify: the copy is to be rebuilt.
-    Not answered."""
+    Not answered.
+
+    `untold`: nothing is known to differ, but the copy could not say for several rounds what it has.
+    """
 
     number: int
     partition: int
+    untold: bool = False
 
 
 # --- from the copy
@@ -170,10 +174,14 @@ class Fetched(_Message, tag=27):
 
 
 class Compared(_Message, tag=28):
-    """The digest that was asked for; None: the copy is not at that record, and may be beyond it."""
+    """The digest that was asked for; None: the copy is not at that record, and may be beyond it.
+
+    `failed`: it could not bring its file there, or not read it.
+    """
 
     asked: int
     digest: Digest | None
+    failed: bool = False
 
 
 _Snapshot = SnapshotBegins | SnapshotPage | SnapshotEnds

@@ -177,10 +177,7 @@ class _Serving:
             case messages.Compare():
                 self._comparing = self._environment.spawn(self._compare(message))  # records do not wait for it
             case messages.Differs() if copy.notes.is_current(session):
-                raise DataCorrupt(
-                    f"Partition {message.partition} was not what it is at the primary, as of record {message.number}, "
-                    "though both verify."
-                )
+                raise DataCorrupt(_why_it_is_rebuilt(message))
             case messages.Fetch():
                 await self._wire.send(messages.Fetched(await self._fetched(message)))
             case _:
@@ -191,11 +188,12 @@ class _Serving:
 
     async def _compare(self, asked: messages.Compare) -> None:
         """What goes wrong is met again, and told of, by those who apply to the file and verify it."""
-        digest = None
+        digest, failed = None, True
         with suppress(KvError, OSError):
             digest = await self._copy.applier.digest_at(self._session, asked.number, frozenset(asked.partitions))
+            failed = False
         with suppress(WireLost):
-            await self._wire.send(messages.Compared(asked.asked, digest))
+            await self._wire.send(messages.Compared(asked.asked, digest, failed))
 
     async def _fetched(self, asked: messages.Fetch) -> list[Entry]:
         """Raises WireLost if those records are kept no more."""
@@ -203,6 +201,15 @@ class _Serving:
             return await self._environment.in_thread(lambda: some_entries(self._copy.log, asked.after, asked.bytes_max))
         except Released as released:
             raise WireLost(str(released)) from None
+
+
+def _why_it_is_rebuilt(differs: messages.Differs) -> str:
+    if differs.untold:
+        return f"For several rounds the primary was not told which rows of partition {differs.partition} are here."
+    return (
+        f"Partition {differs.partition} was not what it is at the primary, as of record {differs.number}, though both "
+        "verify."
+    )
 
 
 def _row(copied: CopiedRow) -> Row:

@@ -72,6 +72,13 @@ def _copies(facts: Document, shards: Sequence[Document]) -> str:
             f"though all verify. Nothing is changed by itself: `kvstore shard promote {shard} --to NODE` goes on with "
             "what the copies have."
         )
+    if unproved := facts.get("unproved"):
+        shard, nodes = sorted(unproved.items())[0]
+        return (
+            f"The copy of shard {shard} on node {_names(nodes)} takes records, and did not tell in several comparisons "
+            "what rows it has: it is not sure that it could take over. It is rebuilt if there is another one in sync. "
+            "Look at the disk of that node, and start it again."
+        )
     if silent:
         return _silent(sorted(silent), facts.get("given_up_in_s"))
     if missing:

@@ -58,6 +58,7 @@ def _of_store(hosted: HostedStore) -> CopyReport:
         examined=hosted.is_sound,
         damage=store.tables.verification.damage,
         disputed=len(store.replicas.comparison.disputed),
+        unproved=store.replicas.comparison.unproved,
         behind=sender.shipping.behind if sender is not None else {},
         snapshots=sender.links.snapshots() if sender is not None else {},
     )

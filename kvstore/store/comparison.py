@@ -12,9 +12,11 @@ not used any more (shard, controller).
 
 What a copy that does not tell costs: one that is away or stands still owes answers to records and beacons, too, and is
 taken out for that (`replication.patience`); one whose file cannot be read finds that by its own verification, and is
-taken out as damaged. The others are compared without it from then on. One that is only slow, or always beyond the
-record that it is asked for, stays in sync: the log says in every round what was not compared, and such a round is not
-counted (`compared_rounds`). What was disputed stays so until it is compared again.
+taken out as damaged. The others are compared without it from then on. The log says in every round what was not
+compared; such a round is not counted (`compared_rounds`), and soon repeated. A copy that takes records and has not told
+what it has for some rounds is named to the controller, and rebuilt where another one in sync is proved (`unproved`).
+One that is always beyond the record that it is asked for stays in sync. What was disputed stays so until it is compared
+again.
 
     apply all that is visible ─> digest as of record n ──Compare(n, partitions)──> applies up to n ─> digest
                                           equal? <───────────Compared(digest)────────────┘
@@ -26,16 +28,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from kvstore.errors import DataCorrupt, KvError
 from kvstore.replication.copy_link import CopyLink
-from kvstore.replication.messages import Differs
+from kvstore.replication.messages import Compared, Differs
 from kvstore.storage.engine import Digest
 from kvstore.storage.verification import VerifyQuery
 from kvstore.store.applier import Applier
 from kvstore.store.pacing import pause_s
 from kvstore.store.tables import Tables
+from kvstore.store.unproved import ROUNDS_MAX, Unproved
 from kvstore.store.verification import home_in
 
 log = logging.getLogger(__name__)
@@ -44,6 +48,7 @@ _GROUP = 64  # partitions that are compared at once
 _ROWS_MAX = 250
 _TRIES = 3
 _RETRY_S = 0.2
+_SOONER = 8  # so many times is a round repeated that lacks an answer, in the time of one
 
 
 class _Compared(NamedTuple):
@@ -66,6 +71,23 @@ class _Compared(NamedTuple):
         return len(told) > 1 and told.count(told[0]) == len(told) and told[0] != self.ours
 
 
+@dataclass
+class _Round:
+    """`lacking`: by partition that was not compared, the nodes whose copy told nothing. `differs`: whether anything did.
+
+    `untold`: ids of copies that are connected and could not tell something, and not since they were beyond the record;
+    they are not asked again.
+    """
+
+    lacking: dict[int, frozenset[str]] = field(default_factory=dict)
+    untold: set[str] = field(default_factory=set)
+    differs: bool = False
+
+    @property
+    def silent(self) -> frozenset[str]:
+        return frozenset().union(*self.lacking.values())
+
+
 class Comparison:
     """`disputed`: partitions that are the same in all copies, and not at the primary, as the last round found."""
 
@@ -73,13 +95,14 @@ class Comparison:
         self._tables = tables
         self._applier = applier
         self.disputed: frozenset[int] = frozenset()
-        self._untold: dict[int, frozenset[str]] = {}  # partitions not compared in this round: nodes that told nothing
+        self._round = _Round()
+        self._unproved = Unproved()
 
     async def run(self) -> None:
         """Compare round after round, for ever."""
         tables = self._tables
         while True:
-            await tables.environment.sleep(tables.limits.compare_every_s)
+            await tables.environment.sleep(tables.limits.compare_every_s / (_SOONER if self._round.lacking else 1))
             try:
                 await self.round()
             except DataCorrupt as damage:
@@ -93,7 +116,7 @@ class Comparison:
         Returns before its end, without a verdict, if the last copy goes out of sync meanwhile.
         """
         tables = self._tables
-        self._untold.clear()
+        self._round = _Round()
         count, disputed = len(tables.served.generations), set[int]()
         for first in range(0, count, _GROUP):
             if not self._in_sync():
@@ -102,15 +125,40 @@ class Comparison:
             disputed |= await self._look(range(first, min(first + _GROUP, count)))
             took_s = tables.environment.monotonic_s() - started_s
             await tables.environment.sleep(pause_s(took_s, tables.limits.verify_share))
-        self.disputed = frozenset(disputed | (self.disputed & self._untold.keys()))
-        if self._untold:
-            nodes = sorted(frozenset().union(*self._untold.values()))
+        lacking, silent = self._round.lacking, self._round.silent
+        self.disputed = frozenset(disputed | (self.disputed & lacking.keys()))
+        if lacking:
             log.warning(
                 "%d of %d partitions are not compared this time: the copy on node %s did not tell in time what it has",
-                len(self._untold), count, ", ".join(nodes),
+                len(lacking), count, ", ".join(sorted(silent)),
             )  # fmt: skip
         else:
             tables.stats.compared_rounds += 1
+        self._unproved.round_is_over(self._round.untold)
+        await self._rebuild_unproved()
+
+    @property
+    def unproved(self) -> list[str]:
+        """Nodes whose copy is in sync, and has not told for several rounds what rows it has."""
+        return self._unproved.nodes(self._nodes_in_sync())
+
+    async def _rebuild_unproved(self) -> None:
+        proved = frozenset() if self._round.differs else self._in_sync().keys() - self._round.silent
+        copy_id = self._unproved.to_rebuild(self._nodes_in_sync(), proved)
+        link = next((link for link in self._in_sync().values() if link is not None and link.key[0] == copy_id), None)
+        if link is None:
+            return
+        log.error(
+            "the copy on node %s did not tell in %d comparisons what it has, and another one did: it is rebuilt",
+            link.node, ROUNDS_MAX,
+        )  # fmt: skip
+        partition = next(each for each, nodes in self._round.lacking.items() if link.node in nodes)
+        await link.tell(Differs(self._applier.visible, partition, untold=True))
+
+    def _nodes_in_sync(self) -> dict[str, str]:
+        """By copy id."""
+        sender = self._tables.sender
+        return {link.key[0]: link.node for link in sender.shipping.links if link.in_sync} if sender is not None else {}
 
     def _in_sync(self) -> dict[str, CopyLink | None]:
         """By node, the copies in sync; None of those that are not connected now."""
@@ -123,8 +171,9 @@ class Comparison:
     async def _look(self, partitions: range) -> set[int]:
         """Those of them that are disputed."""
         found = await self._compare(partitions)
+        self._round.differs |= bool(found.wrong)
         if found.silent:
-            self._untold |= dict.fromkeys(partitions, found.silent)
+            self._round.lacking |= dict.fromkeys(partitions, found.silent)
             return set()
         if not found.wrong:
             return set()
@@ -138,13 +187,18 @@ class Comparison:
     async def _compare(self, partitions: range) -> _Compared:
         tables = self._tables
         for _ in range(_TRIES):
-            links = [link for link in self._in_sync().values() if link is not None]
+            connected = (link for link in self._in_sync().values() if link is not None)
+            links = [link for link in connected if link.key[0] not in self._round.untold]
             await self._applier.flush()
             number, ours = await tables.engine.digest(frozenset(partitions))
             told = await asyncio.gather(*(link.compare(number, list(partitions)) for link in links))
-            theirs = {link: digest for link, digest in zip(links, told, strict=True) if digest is not None}
+            answers = dict(zip(links, told, strict=True))
+            theirs = {
+                link: said.digest for link, said in answers.items() if said is not None and said.digest is not None
+            }
             silent = frozenset(self._in_sync()) - {link.node for link in theirs}
             found = _Compared(number, ours, theirs, silent)
+            self._round.untold |= {link.key[0] for link, said in answers.items() if _could_not_tell(link, said)}
             if not found.silent:
                 break
             await tables.environment.sleep(_RETRY_S)  # a copy was beyond that record, or its connection was lost
@@ -180,3 +234,8 @@ class Comparison:
                 return page.faults[0].detail
             after, more = page.after, page.more
         return None
+
+
+def _could_not_tell(link: CopyLink, said: Compared | None) -> bool:
+    """It is asked no more in this round; one whose connection was lost may be connected again."""
+    return said.failed if said is not None else link.is_streaming

@@ -111,6 +111,7 @@ class Inspection:
         stats.decisions = len(tables.decisions)
         stats.damaged_partitions = len(tables.verification.damaged)
         stats.disputed_partitions = len(self._comparison.disputed)
+        stats.unproved_copies = len(self._comparison.unproved)
         if tables.sender is not None:
             stats.lease_close = tables.sender.lease.close
         return stats

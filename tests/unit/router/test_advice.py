@@ -56,6 +56,7 @@ WELL: dict[str, Any] = {
             "yet: 1,200 of 5,000 rows are",
         ),
         ({"copies": {"disputed": {"s2": 3}}}, "warning", "3 partitions of shard s2: all copies have the same rows"),
+        ({"copies": {"unproved": {"s2": ["s1"]}}}, "warning", "copy of shard s2 on node s1 takes records, and did not"),
         ({"copies": {"silent": {"s2": 1, "s1": 2}, "holds_still": True}}, "warning", "Nodes s1, s2 are silent, too"),
         ({"copies": {"silent": {"s1": 3.0}, "given_up_in_s": 540.0}}, "warning", "In 540 s it is given up"),
         ({"copies": {"lacking_nodes": 1}}, "warning", "add another one with `kvstore shard add`"),

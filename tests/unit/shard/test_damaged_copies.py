@@ -22,6 +22,7 @@ from kvstore.environment import SYSTEM
 from kvstore.errors import DataCorrupt, KvError, is_damage
 from kvstore.placement.cluster_map import ClusterMap, Primary, Shard
 from kvstore.placement.ring import partition_of
+from kvstore.replication import digest_question
 from kvstore.replication.copy import StoreCopy
 from kvstore.replication.promise import Identity, read_identity, write_identity
 from kvstore.shard.beats import Beats
@@ -232,6 +233,26 @@ async def test_a_copy_that_verifies_and_differs_is_found_by_comparison_set_aside
             await cluster.until(each, replicated)
         await cluster.end("s1")  # so the copy that was rebuilt is asked
         await check_keys(http, cluster)
+
+
+async def test_a_copy_in_sync_whose_file_cannot_be_used_and_whose_log_can_is_told_to_people_until_it_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is the only one beside the primary's, so it stays."""
+    monkeypatch.setattr(digest_question, "_ANSWER_S", 1.0)
+    often = msgspec.structs.replace(test_node_failover.LIMITS, compare_every_s=0.2)
+    monkeypatch.setattr(test_node_failover, "LIMITS", often)
+    async with cluster_in(tmp_path) as cluster, aiohttp.ClientSession(raise_for_status=True) as http:
+        await cluster.until_replicated()
+        (copy,) = (await cluster.shard("s1")).replicas
+        path = tmp_path / copy.node / f"shard-s1.copy-{copy.node}.db"
+        with closing(sqlite3.connect(path, isolation_level=None, timeout=PATIENCE_S)) as another_program:
+            another_program.execute("BEGIN IMMEDIATE")
+            await put_keys(http, cluster)
+            await until_advised(http, cluster, f"The copy of shard s1 on node {copy.node} takes records, and did not")
+            assert await cluster.shard("s1") == await cluster.until("s1", replicated)
+        await until_advised(http, cluster, "All is well")
+        assert has_copy(copy.copy_id)(await cluster.shard("s1"))
 
 
 def in_a_row(stem: Path) -> None:

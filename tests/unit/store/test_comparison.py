@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+from collections.abc import Set
 from contextlib import closing
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -13,8 +15,11 @@ from kvstore.errors import DataCorrupt
 from kvstore.placement.ring import partition_of
 from kvstore.replication import digest_question
 from kvstore.replication.session import Session
+from kvstore.storage.engine import Digest, TryLater
 from kvstore.storage.memory import MemoryEngine
 from kvstore.storage.rows import VALUE
+from kvstore.store import comparison
+from kvstore.store.unproved import ROUNDS_MAX
 from tests.unit.store.harness import PARTITIONS, until
 from tests.unit.store.test_store_with_copies import Primary, primary
 
@@ -103,7 +108,7 @@ async def test_of_two_copies_that_agree_and_not_with_the_primary_none_is_judged_
         await _with_rows(one, "n2", "n3")
         for node in ("n2", "n3"):
             del _rows(one, node)[VALUE, KEYS[7]]
-        comparison, stats = one.store.replicas.comparison, one.store.tables.stats
+        compared, stats = one.store.replicas.comparison, one.store.tables.stats
         (wire,) = [wire for wire, session in zip(one.wires, one.sessions, strict=True) if _is_on(one, "n3", session)]
         copy, gate = one.copies["n3"], asyncio.Event()
         if is_connected:
@@ -111,18 +116,18 @@ async def test_of_two_copies_that_agree_and_not_with_the_primary_none_is_judged_
         else:
             del one.copies["n3"]
             await wire.close()
-            await until(lambda: comparison._in_sync()["n3"] is None)
-        await comparison.round()
-        assert (stats.compared_rounds, stats.copies_differed, comparison.disputed) == (0, 0, frozenset())
+            await until(lambda: compared._in_sync()["n3"] is None)
+        await compared.round()
+        assert (stats.compared_rounds, stats.copies_differed, compared.disputed) == (0, 0, frozenset())
         assert f"{PARTITIONS} of {PARTITIONS} partitions are not compared this time: the copy on node n3" in caplog.text
         gate.set()
         one.copies["n3"] = copy
-        await until(lambda: comparison._in_sync()["n3"] is not None)
-        await comparison.round()
-        assert (stats.compared_rounds, stats.copies_differed, comparison.disputed) == (1, 0, {partition})
+        await until(lambda: compared._in_sync()["n3"] is not None)
+        await compared.round()
+        assert (stats.compared_rounds, stats.copies_differed, compared.disputed) == (1, 0, {partition})
         one.hold_up()
-        await comparison.round()
-        assert (stats.compared_rounds, comparison.disputed) == (1, {partition}), "it stays so until it is compared"
+        await compared.round()
+        assert (stats.compared_rounds, compared.disputed) == (1, {partition}), "it stays so until it is compared"
 
 
 def _is_on(one: Primary, node: str, session: Session) -> bool:
@@ -148,5 +153,129 @@ async def test_a_copy_that_is_beyond_the_record_tells_nothing(tmp_path: Path) ->
         assert sender is not None
         (link,) = sender.links.in_sync(sender.shipping.links)
         number = one.copies["n2"].engine.applied.position.number
-        assert await link.compare(number - 1, [1]) is None
-        assert await link.compare(number, [1]) is not None
+        beyond, there = await link.compare(number - 1, [1]), await link.compare(number, [1])
+        assert beyond is not None
+        assert there is not None
+        assert (beyond.digest, beyond.failed) == (None, False)
+        assert there.digest is not None
+
+
+def _hold(one: Primary, node: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on the file of that copy cannot be used; its log can."""
+
+    async def held(partitions: Set[int]) -> NoReturn:
+        raise TryLater("another program holds the file")
+
+    monkeypatch.setattr(one.copies[node].engine, "digest", held)
+
+
+async def _rounds(one: Primary, count: int) -> None:
+    for _ in range(count):
+        await one.store.replicas.comparison.round()
+
+
+async def test_a_copy_that_takes_records_and_does_not_tell_what_it_has_is_named_and_stays_if_it_is_the_last_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(comparison, "_RETRY_S", 0.0)
+    async with primary(tmp_path) as one:
+        await _with_rows(one, "n2")
+        with monkeypatch.context() as held:
+            _hold(one, "n2", held)
+            await _rounds(one, ROUNDS_MAX - 1)
+            assert one.store.replicas.comparison.unproved == []
+            await _rounds(one, 2)
+            assert (await one.put("still").answer()).status == 201
+            assert one.store.replicas.comparison.unproved == ["n2"]
+            assert one.store.inspection.snapshot().unproved_copies == 1
+            assert one.store.tables.may_answer(), "it is in sync, and not rebuilt"
+        await _rounds(one, 1)
+        assert one.store.replicas.comparison.unproved == []
+        assert one.store.tables.stats.compared_rounds == 1
+
+
+async def test_a_copy_that_does_not_tell_what_it_has_is_rebuilt_where_another_one_has_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(comparison, "_RETRY_S", 0.0)
+    async with primary(tmp_path) as one:
+        await _with_rows(one, "n2", "n3")
+        _hold(one, "n2", monkeypatch)
+        await _rounds(one, ROUNDS_MAX - 1)
+        assert not _are_told(one)
+        await _rounds(one, 1)
+        assert "For several rounds the primary was not told which rows" in await _told(one)
+        await until(lambda: one.store.replicas.comparison._in_sync()["n2"] is None)
+        assert one.store.replicas.comparison._in_sync()["n3"] is not None
+        assert one.store.tables.stats.copies_differed == 0
+
+
+@pytest.mark.parametrize("other", ["is held, too", "differs"])
+async def test_a_copy_that_does_not_tell_what_it_has_stays_where_no_other_one_is_proved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: str
+) -> None:
+    """One that differs may be right: the copy that does not tell would decide it."""
+    monkeypatch.setattr(comparison, "_RETRY_S", 0.0)
+    async with primary(tmp_path) as one:
+        await _with_rows(one, "n2", "n3")
+        _hold(one, "n2", monkeypatch)
+        if other == "differs":
+            del _rows(one, "n3")[VALUE, KEYS[7]]
+        else:
+            _hold(one, "n3", monkeypatch)
+        await _rounds(one, ROUNDS_MAX + 1)
+        assert not _are_told(one)
+        assert one.store.replicas.comparison.unproved == (["n2"] if other == "differs" else ["n2", "n3"])
+
+
+async def test_a_copy_that_is_always_beyond_the_record_is_not_taken_for_one_that_does_not_tell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(comparison, "_RETRY_S", 0.0)
+    async with primary(tmp_path) as one:
+        await _with_rows(one, "n2", "n3")
+        engine = one.store.tables.engine
+        digest = engine.digest
+
+        async def late(partitions: Set[int]) -> tuple[int, Digest]:
+            found = await digest(partitions)
+            number = found[0]
+            await one.put("more").answer()
+            await until(lambda: one.copies["n2"].engine.applied.position.number > number)
+            return found
+
+        monkeypatch.setattr(engine, "digest", late)
+        await _rounds(one, ROUNDS_MAX)
+        assert one.store.tables.stats.compared_rounds == 0
+        assert one.store.replicas.comparison.unproved == []
+        assert not _are_told(one)
+
+
+async def test_a_round_that_lacks_an_answer_is_soon_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(comparison, "_RETRY_S", 0.0)
+    async with primary(tmp_path) as one:
+        await _with_rows(one, "n2")
+        every_s, pauses, sleep = one.limits.compare_every_s, list[float](), one.environment.sleep
+        held = monkeypatch.context()
+
+        async def noted(seconds: float) -> None:
+            if seconds < every_s / 100:
+                await sleep(seconds)
+                return
+            pauses.append(seconds)
+            if len(pauses) == 2:
+                held.__exit__(None, None, None)
+            elif len(pauses) == 3:
+                await asyncio.Event().wait()
+
+        monkeypatch.setattr(one.environment, "sleep", noted)
+        _hold(one, "n2", held.__enter__())
+        running = asyncio.create_task(one.store.replicas.comparison.run())
+        await until(lambda: len(pauses) == 3)
+        running.cancel()
+        assert pauses == [every_s, every_s / 8, every_s]
+
+
+def _are_told(one: Primary) -> bool:
+    """Whether a copy was told that it is not to be used any more."""
+    return any(task.done() and not task.cancelled() and task.exception() for task in one._tasks)
