@@ -3,7 +3,9 @@
 Owns: the order in which nodes are asked to keep a copy.
 Promises: pure, and the same result whatever the order in which nodes are named. The nodes of a shard's copies are
 distinct, and in as many zones as there can be. Without zones every node keeps as many copies of others as every other
-node. A node that joins or leaves changes only the copies that it takes or gave, where there are no zones.
+node. A node that joins or leaves changes only the copies that it takes or gave: of each shard one at most, also where
+there are zones, since a newcomer takes the place of the one that is chosen last or of the one in its zone, which then
+is among those that are taken whatever their zone.
 Leaves to others: which of these nodes has a copy by now (`cluster_map`), how it is made (shard), when (controller).
 
 A node stands at the hash of its id, weights do not enter. The copies of a shard go to the next nodes clockwise of its

@@ -73,7 +73,7 @@ class _Compared(NamedTuple):
 
 @dataclass
 class _Round:
-    """`lacking`: by partition that was not compared, the nodes whose copy told nothing. `differs`: whether anything did.
+    """`lacking`: by partition that was not compared, nodes whose copy told nothing. `differs`: whether anything did.
 
     `untold`: ids of copies that are connected and could not tell something, and not since they were beyond the record;
     they are not asked again.

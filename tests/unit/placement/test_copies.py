@@ -61,12 +61,27 @@ def test_without_zones_every_node_keeps_as_many_copies_as_every_other(nodes: lis
     assert set(kept.values()) == {min(count, len(nodes))}
 
 
-@given(plain, replicas, st.integers(100, 199))
-def test_a_node_that_joins_takes_copies_and_moves_no_other(nodes: list[Node], count: int, number: int) -> None:
-    newcomer = node(number)
+@given(mixed(), replicas, st.integers(100, 199), st.sampled_from(["", "a", "b", "c", "d"]))
+def test_a_node_that_joins_takes_copies_and_moves_no_other(
+    nodes: list[Node], count: int, number: int, zone: str
+) -> None:
+    """So `kvstore shard add` waits for those of the new node only, with zones, too."""
+    newcomer = node(number, zone)
     before, after = by_home(nodes, count), by_home([*nodes, newcomer], count)
     for home, found in before.items():
         assert set(after[home]) - set(found) <= {newcomer.id}
+        assert len(set(found) - set(after[home])) <= 1
+
+
+@given(mixed(), replicas, st.integers(100, 199), st.sampled_from(["", "a", "b", "c", "d"]))
+def test_of_a_node_that_leaves_each_shard_gets_one_other_place_and_keeps_the_rest(
+    nodes: list[Node], count: int, number: int, zone: str
+) -> None:
+    leaver = node(number, zone)
+    before, after = by_home([*nodes, leaver], count), by_home(nodes, count)
+    for home, found in after.items():
+        assert set(before[home]) - set(found) <= {leaver.id}
+        assert len(set(found) - set(before[home])) <= 1
 
 
 @given(plain, replicas)
