@@ -86,7 +86,7 @@ async def _serve(
     parts = assemble(document, config, shards, cluster.id)
     service, mover = parts.service, parts.mover
     parts.launches.place = launch_place
-    views = ChangeViews(document, mover, parts.launches, lambda: parts.reopener.waits_for, parts.keeper.facts)
+    views = ChangeViews(document, mover, parts.launches, lambda: parts.reopener.waits_for, parts.keeper.places)
     await service.report_start()
     table = make_table(document, parts, views, config.limits, stop, cluster.id)
     server = Server(_handler(table, config, cluster.id, earlier), config.limits)

@@ -8,13 +8,12 @@ Leaves to others: the form of what is told (`change_report`), HTTP (`routes`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 from kvstore.controller import change_report, changes
 from kvstore.controller.change_report import Around, Doing
 from kvstore.controller.changes import Change
-from kvstore.controller.copy_facts import awaited_on
+from kvstore.controller.copy_places import Places
 from kvstore.controller.document import ClusterDocument
 from kvstore.controller.launches import Launches
 from kvstore.controller.membership import ClusterState
@@ -27,8 +26,8 @@ from kvstore.transport.change_documents import LastChange
 
 
 class ChangeViews:
-    """`opening`: why partitions of a lost shard are not opened yet, "" if nothing is in the way; `copy_facts`: as
-    `copy_facts.described`, None where there is one copy of everything."""
+    """`opening`: why partitions of a lost shard are not opened yet, "" if nothing is in the way; `places`: where copies
+    are to be, None where there is one copy of everything."""
 
     def __init__(
         self,
@@ -36,9 +35,9 @@ class ChangeViews:
         mover: Mover,
         launches: Launches,
         opening: Callable[[], str],
-        copy_facts: Callable[[ClusterMap], Mapping[str, Any] | None],
+        places: Callable[[ClusterMap], Places | None],
     ) -> None:
-        self._copy_facts = copy_facts
+        self._places = places
         self._document = document
         self._launches = launches
         self._mover = mover
@@ -88,5 +87,7 @@ class ChangeViews:
         return change_report.described(change, state, around, SYSTEM.now_ms())
 
     def _awaited(self, change: Change, cluster_map: ClusterMap) -> tuple[str, ...]:
-        is_addition = change.is_running and change.kind == "add" and change.shard is not None
-        return tuple(awaited_on(change.shard or "", self._copy_facts(cluster_map))) if is_addition else ()
+        if not change.is_running or change.kind != "add" or change.shard is None:
+            return ()
+        places = self._places(cluster_map)
+        return tuple(places.awaited_on(change.shard)) if places is not None else ()

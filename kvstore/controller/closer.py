@@ -12,13 +12,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 from kvstore.config import Limits
 from kvstore.controller import change_steps, changes
 from kvstore.controller.changes import Change
-from kvstore.controller.copy_facts import awaited_on
+from kvstore.controller.copy_places import Places
 from kvstore.controller.document import ClusterDocument
 from kvstore.controller.membership import ClusterState
 from kvstore.controller.mover import Mover
@@ -32,8 +31,8 @@ _log = logging.getLogger(__name__)
 
 
 class ChangeCloser:
-    """`run` it in a task of its own. `may_run`: whether the launcher may still run that shard's process; `copy_facts`:
-    what is known of copies, as `copy_facts.described`, None where there is one of everything."""
+    """`run` it in a task of its own. `may_run`: whether the launcher may still run that shard's process; `places`:
+    where copies are to be, None where there is one of everything."""
 
     def __init__(
         self,
@@ -42,13 +41,13 @@ class ChangeCloser:
         may_run: Callable[[str, int], bool],
         limits: Limits,
         environment: Environment = SYSTEM,
-        copy_facts: Callable[[ClusterMap], Mapping[str, Any] | None] = lambda cluster_map: None,
+        places: Callable[[ClusterMap], Places | None] = lambda cluster_map: None,
     ) -> None:
         self._environment = environment
         self._document = document
         self._mover = mover
         self._may_run = may_run
-        self._copy_facts = copy_facts
+        self._places = places
         self._limits = limits
 
     async def run(self) -> None:
@@ -94,9 +93,9 @@ class ChangeCloser:
             return False
         match change.kind:
             case "promote":
-                return change.shard in (self._copy_facts(cluster_map) or {"unserved": ()})["unserved"]
+                return (places := self._places(cluster_map)) is not None and change.shard in places.unserved()
             case "add":
-                return bool(awaited_on(change.shard, self._copy_facts(cluster_map)))
+                return (places := self._places(cluster_map)) is not None and bool(places.awaited_on(change.shard))
             case "remove":
                 return self._may_run(change.shard, change.began_ms)
             case _:

@@ -8,7 +8,7 @@ Leaves to others: what was heard (`heard`), what is missing (`copy_places`), the
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from prometheus_client.metrics_core import Metric
@@ -47,7 +47,7 @@ def described(places: Places, known: Sequence[Change] = ()) -> dict[str, Any]:
             if heard.detector.is_silent(node.id, now)
         },
         "copies": {config.shard: [_copy(config, copy, heard) for copy in config.replicas] for config in configs},
-        "unserved": [config.shard for config in configs if not places.copies.serves(config)],
+        "unserved": places.unserved(),
         "missing": {config.shard: missing for config in configs if (missing := places.missing(config))},
         "stranded": {config.shard: _stranded(config, places) for config in configs if _is_stranded(config, places)},
         "older": {config.shard: found for config in configs if (found := _older(config, places)) is not None},
@@ -61,12 +61,6 @@ def described(places: Places, known: Sequence[Change] = ()) -> dict[str, Any]:
         "failovers": [_failover(c) for c in reversed(known) if c.kind == "failover"][:FAILOVERS_SHOWN_MAX],
         "positions": {config.shard: _positions(config, heard, now) for config in configs},
     }
-
-
-def awaited_on(node: str, copy_facts: Mapping[str, Any] | None) -> list[str]:
-    """The shards of which that node is to have a copy that is not in sync yet."""
-    missing: Mapping[str, list[str]] = copy_facts["missing"] if copy_facts is not None else {}
-    return [shard for shard, nodes in sorted(missing.items()) if node in nodes]
 
 
 def families(stats: CopyStats, facts: dict[str, Any] | None) -> Iterator[Metric]:

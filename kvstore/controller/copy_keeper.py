@@ -255,20 +255,19 @@ class CopyKeeper:
         """So many nodes are silent at once that nothing moves and none is given up."""
         return beats(cluster_map) and too_many_silent(cluster_map, self._heard, self._now_s())
 
-    def unserved(self, cluster_map: ClusterMap) -> list[str]:
-        """The shards whose primary does not answer, as far as nodes tell; none where they do not beat."""
-        facts = self.facts(cluster_map)
-        return list(facts["unserved"]) if facts is not None else []
+    def places(self, cluster_map: ClusterMap) -> Places | None:
+        """Where copies are to be, and are, as far as nodes tell; None while there is one copy of everything and is to
+        be one."""
+        return Places(cluster_map, self._heard, self._limits, self._now_s()) if beats(cluster_map) else None
 
     def families(self, cluster_map: ClusterMap | None) -> Iterator[Metric]:
         """Metrics of copies."""
         return copy_facts.families(self._journal.stats, self.facts(cluster_map) if cluster_map is not None else None)
 
     def facts(self, cluster_map: ClusterMap, known: Sequence[Change] = ()) -> dict[str, Any] | None:
-        """What is known of nodes and copies; None while there is one copy of everything and is to be one."""
-        if not beats(cluster_map):
-            return None
-        return copy_facts.described(Places(cluster_map, self._heard, self._limits, self._now_s()), known)
+        """What people are told of nodes and copies; None as for `places`."""
+        places = self.places(cluster_map)
+        return copy_facts.described(places, known) if places is not None else None
 
 
 def _terms(beat: Beat, cluster_map: ClusterMap) -> Iterator[int]:

@@ -20,7 +20,7 @@ from kvstore.placement.cluster_map import ClusterMap, Node, Shard
 from kvstore.placement.copies import copy_nodes
 from kvstore.replication import failover
 from kvstore.replication.beats import CopyReport, Drop, Make
-from kvstore.replication.configuration import Configuration, Replica, configuration_of
+from kvstore.replication.configuration import Configuration, Replica, configuration_of, configurations
 
 
 class Places:
@@ -63,6 +63,14 @@ class Places:
         """The nodes whose copy is not in sync yet, or not there."""
         synced = {copy.node for copy in config.in_sync}
         return [node for node in self.wanted(config) if node not in synced]
+
+    def awaited_on(self, node: str) -> list[str]:
+        """The shards of which that node is to have a copy that is not in sync yet."""
+        return [config.shard for config in configurations(self.cluster_map) if node in self.missing(config)]
+
+    def unserved(self) -> list[str]:
+        """The shards whose primary does not answer, as far as nodes tell."""
+        return [config.shard for config in configurations(self.cluster_map) if not self.copies.serves(config)]
 
     def surplus(self, config: Configuration) -> list[Replica]:
         """The copies that are elsewhere."""

@@ -63,7 +63,7 @@ def assemble(
     reopener = Reopener(document, shards, limits)
     new_id = partial(new_move_id, environment)
     keeper = CopyKeeper(document, limits, session_id, service.hear, new_id, environment)
-    closer = ChangeCloser(document, mover, launches.may_run, limits, environment, copy_facts=keeper.facts)
+    closer = ChangeCloser(document, mover, launches.may_run, limits, environment, keeper.places)
     mover.is_dead, mover.holds_still = keeper.is_dead, keeper.holds_still
     service.on_clock, service.on_announced = reopener.tell, keeper.announced
     return Parts(service, changes, launches, mover, reopener, keeper, closer, Retirer(document, changes.remove))

@@ -197,8 +197,8 @@ class ChangeRoutes:
 
     async def patch_cluster(self, call: Call) -> Response:
         replicas: int = call.body.replicas
-        unserved = self._keeper.unserved(formed_map(await self._document.read()))
-        rule = partial(with_replicas, replicas=replicas, unserved=unserved)
+        places = self._keeper.places(formed_map(await self._document.read()))
+        rule = partial(with_replicas, replicas=replicas, unserved=places.unserved() if places is not None else ())
         state, change_id = await self._changes.take("replicas", rule, replicas=replicas)
         return _taken({"replicas": replicas, "epoch": formed_map(state).epoch, "change": change_id})
 

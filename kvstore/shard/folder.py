@@ -123,9 +123,8 @@ class FileFolder:
         found, is_alone = await open_by_map(shard_id, self._node_id, told, applied_map, unapplied)
         if is_alone:
             return await found.apply()
-        place = place_of(
-            path, shard_id, found.engine.identity.store_id, found.engine.identity.partitions, limits, SYSTEM
-        )
+        store_id, _, _, partitions = found.opened.engine.identity
+        place = place_of(path, shard_id, store_id, partitions, limits, SYSTEM)
         return as_copy(found, place, limits, SYSTEM)
 
     async def as_copy(self, shard_id: str, opened: Opened, logged: ClusterMap | None) -> CopyFiles:
@@ -202,13 +201,13 @@ async def open_by_map(
         found = await unapplied(told_before)
     except StoreBehind:
         found = await unapplied(untold)
-        if starts_alone(found.logged, shard_id, node_id, found.copy_file.identity):
-            await found.close()
+        if starts_alone(found.logged, shard_id, node_id, found.identity):
+            await found.opened.close()
             raise
         return found, False
-    is_alone = starts_alone(found.logged, shard_id, node_id, found.copy_file.identity)
+    is_alone = starts_alone(found.logged, shard_id, node_id, found.identity)
     if is_alone and not asked and not found.is_new:
-        await found.close()
+        await found.opened.close()
         found = await unapplied(told)
     return found, is_alone
 

@@ -127,10 +127,10 @@ async def open_filling(
 
 def as_copy(unapplied: Unapplied, place: Place, limits: Limits, environment: Environment) -> CopyFiles:
     """The files of a store that does not start alone, as those of a copy."""
-    path, engine, log, lock_fd, entries, _, copy_file, logged, _ = unapplied
+    path, (engine, log, lock_fd, *_), entries, _, logged = unapplied
     config = configuration_of(logged, engine.identity.shard_id) if logged is not None else None
     times = times_of(limits)
-    copy = StoreCopy(place, copy_file.identity, log, engine, config, environment, times, unapplied=entries)
+    copy = StoreCopy(place, unapplied.identity, log, engine, config, environment, times, unapplied=entries)
     return CopyFiles(path, copy, lock_fd, place.disk, logged)
 
 

@@ -28,6 +28,7 @@ from kvstore.environment import Environment
 from kvstore.errors import DataCorrupt, DataInUse, ForeignData
 from kvstore.placement.cluster_map import ClusterMap
 from kvstore.placement.map_format import decode_map
+from kvstore.replication.promise import Identity
 from kvstore.storage import sqlite_file
 from kvstore.storage.disk import OsDisk
 from kvstore.storage.engine import Engine
@@ -90,39 +91,37 @@ async def untold(store_id: str) -> ToldBefore:
 
 
 class Unapplied(NamedTuple):
-    """Log and file of a store, before what the log has beyond the file is applied. `entries`: those records.
+    """The files of a store, before what the log has beyond the rows is applied. `entries`: those records.
 
-    `is_new`: the files were made just now. `copy_file`: which copy this is. `logged`: the newest map in both.
+    `is_new`: the files were made just now. `logged`: the newest map in log and rows.
     """
 
     path: Path
-    engine: Engine
-    log: Log
-    lock_fd: int | None
+    opened: Opened
     entries: list[Entry]
     is_new: bool
-    copy_file: CopyFile
     logged: ClusterMap | None
-    clock_floor: int = 0
 
-    async def close(self) -> None:
-        """Close all, and let the lock go."""
-        await close_files(self.engine, self.log, self.lock_fd)
+    @property
+    def identity(self) -> Identity:
+        """Which copy this is, and what it has promised."""
+        assert self.opened.copy_file is not None
+        return self.opened.copy_file.identity
 
     async def apply(self) -> Opened:
         """Apply what the file lacks; closes all where that fails. Raises DataCorrupt, OSError."""
-        path, engine, log, lock_fd, entries, _, copy_file, _, clock_floor = self
+        opened, entries = self.opened, self.entries
         try:
-            if entries and (wrong := (await engine.verify(None)).faults):
+            if entries and (wrong := (await opened.engine.verify(None)).faults):
                 raise DataCorrupt(
-                    f"{path} is damaged ({wrong[0].detail}), so the records of its log cannot be applied.",
+                    f"{self.path} is damaged ({wrong[0].detail}), so the records of its log cannot be applied.",
                     next_step="Restore file and log from a copy; `kvstore store check FILE` names all that is damaged.",
                 )
-            await replay(engine, entries)
+            await replay(opened.engine, entries)
         except BaseException:
-            await self.close()
+            await opened.close()
             raise
-        return Opened(engine, log, lock_fd, bool(entries), copy_file, clock_floor)
+        return opened._replace(is_examined=bool(entries))
 
 
 async def open_files(
@@ -169,7 +168,8 @@ async def open_unapplied(
         open_id = partial(_open_copy, path, engine, entries, not found, environment)
         copy_file, logged = await environment.in_thread(open_id)
         where_it_fails.pop_all()
-    return Unapplied(path, engine, log, lock_fd, entries, not found, copy_file, logged, before.clock_floor)
+    opened = Opened(engine, log, lock_fd, copy_file=copy_file, clock_floor=before.clock_floor)
+    return Unapplied(path, opened, entries, not found, logged)
 
 
 def _open_copy(

@@ -196,7 +196,8 @@ class SimulatedFolder:
         newest = newest_map(entries) or engine.applied.cluster_map
         logged = decode_map(newest) if newest is not None else None
         copy_file = open_copy(path, shard_id, store_id, logged, self._disk)
-        return Unapplied(path, engine, log, None, entries, False, copy_file, logged, before.clock_floor)
+        opened = Opened(engine, log, None, copy_file=copy_file, clock_floor=before.clock_floor)
+        return Unapplied(path, opened, entries, False, logged)
 
 
 class Backup(NamedTuple):

@@ -17,8 +17,10 @@ import pytest
 from kvstore.config import Limits, default_config
 from kvstore.controller.change_views import ChangeViews
 from kvstore.controller.closer import ChangeCloser
+from kvstore.controller.copy_places import Places
 from kvstore.controller.document import ClusterDocument
 from kvstore.controller.given_up import Retirer, retiring
+from kvstore.controller.heard import Heard
 from kvstore.controller.launches import Launches
 from kvstore.controller.map_store.interface import MapStore, Stored
 from kvstore.controller.map_store.sqlite import SqliteMapStore, open_sqlite
@@ -66,6 +68,7 @@ class Controller:
     """A mover and a service on one document, as in the controller's process."""
 
     def __init__(self, store: MapStore, limits: Limits, session: aiohttp.ClientSession) -> None:
+        self.limits = limits
         self.document = ClusterDocument(store, limits.map_write_tries_max)
         self.shards = ShardClients(limits, session)
         self.mover = Mover(self.document, self.shards, limits)
@@ -75,12 +78,14 @@ class Controller:
         self.service = ClusterService(self.document, planner, recovery, config, self.shards)
         self.launches = Launches(self.document, recovery, limits)
         self.changes = OperatorChanges(self.document, planner, recovery, self.launches, self.shards, limits)
-        self.copy_facts: dict[str, Any] | None = None
-        self.views = Documents(self.document, self.mover, self.launches, lambda: "", lambda _: self.copy_facts)
-        closer = ChangeCloser(
-            self.document, self.mover, self.launches.may_run, limits, copy_facts=lambda _: self.copy_facts
-        )
+        self.replicas = 1  # as places for copies are looked for
+        self.views = Documents(self.document, self.mover, self.launches, lambda: "", self.places)
+        closer = ChangeCloser(self.document, self.mover, self.launches.may_run, limits, places=self.places)
         self.running = [asyncio.create_task(self.mover.run()), asyncio.create_task(closer.run())]
+
+    def places(self, cluster_map: ClusterMap) -> Places:
+        wanted = msgspec.structs.replace(cluster_map, replicas=self.replicas)
+        return Places(wanted, Heard("controller", self.limits, 0.0, {}), self.limits, 0.0)
 
     async def map(self) -> ClusterMap:
         state = await self.document.read()
@@ -396,13 +401,14 @@ async def test_a_destination_waits_for_its_copies_before_keys_are_its_own(
 async def test_a_shard_is_added_once_the_copies_that_its_node_is_to_have_are_in_sync_also_those_not_yet_named(
     controller: Controller, far: dict[str, FarShard]
 ) -> None:
-    controller.copy_facts = {"missing": {"s1": ["s4"], "s2": ["s3"]}, "unserved": []}
+    controller.replicas = 2
     added = await controller.changes.add("s4", far["s4"].url, 1)
     assert loads(await controller.settled())["s4"] == 16
     await asyncio.sleep(0.3)
     running = await controller.views.one(added.change)
-    assert (running["state"], running["waiting_for"]) == ("running", "copies of s1 on node s4 to be in sync")
-    controller.copy_facts = {"missing": {"s2": ["s3"]}, "unserved": []}
+    (shard,) = controller.places(await controller.map()).awaited_on("s4")
+    assert (running["state"], running["waiting_for"]) == ("running", f"copies of {shard} on node s4 to be in sync")
+    controller.replicas = 1
     assert (await controller.ended(added.change))["state"] == "done"
 
 

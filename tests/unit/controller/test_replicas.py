@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from kvstore.controller.changes import Change, is_reached
 from kvstore.controller.copies_heard import CopiesHeard
-from kvstore.controller.copy_facts import awaited_on, described
 from kvstore.controller.copy_places import Places
 from kvstore.controller.replicas import too_many_silent
 from kvstore.placement.cluster_map import at_home
@@ -538,13 +537,12 @@ def test_the_copies_that_a_new_node_is_to_have_are_awaited_before_the_map_names_
     joined = msgspec.structs.replace(model.map, epoch=model.map.epoch + 1, nodes=nodes, shards=shards)
     model.state = msgspec.structs.replace(model.state, map=joined)
     model.nodes["s4"] = ModelNode("s4", {"s4": ModelCopy("store-4", "c4", opened=1, promised=1)})
-    awaited = awaited_on("s4", described(Places(model.map, model.heard, model.limits, model.now)))
+    awaited = Places(model.map, model.heard, model.limits, model.now).awaited_on("s4")
     assert awaited
     assert not any(model.config(shard).copy_on("s4") for shard in awaited)
     model.run(10)
     assert all("s4" in model.copy_nodes(shard) for shard in awaited)
-    assert awaited_on("s4", described(Places(model.map, model.heard, model.limits, model.now))) == []
-    assert awaited_on("s4", None) == []
+    assert Places(model.map, model.heard, model.limits, model.now).awaited_on("s4") == []
 
 
 EVENTS = st.lists(

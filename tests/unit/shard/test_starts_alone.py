@@ -79,7 +79,7 @@ class Folder:
 
     async def log(self, cluster_map: ClusterMap) -> int:
         """Put a record with that map in the log, which the file does not apply; its number."""
-        found = await open_unapplied(self.db, "s1", PARTITIONS, LIMITS, SYSTEM)
+        found = (await open_unapplied(self.db, "s1", PARTITIONS, LIMITS, SYSTEM)).opened
         record = CommitRecord(found.engine.applied.clock, cluster_map=msgspec.json.encode(cluster_map))
         number = found.log.append(record.encode(), TERM)
         found.log.sync()
