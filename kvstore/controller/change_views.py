@@ -26,8 +26,10 @@ from kvstore.transport.change_documents import LastChange
 
 
 class ChangeViews:
-    """`opening`: why partitions of a lost shard are not opened yet, "" if nothing is in the way; `places`: where copies
-    are to be, None where there is one copy of everything."""
+    """`opening`: why partitions of a lost shard are not opened yet, "" if nothing is in the way.
+
+    `places`: where copies are to be, None where there is one copy of everything.
+    """
 
     def __init__(
         self,

@@ -256,8 +256,8 @@ class CopyKeeper:
         return beats(cluster_map) and too_many_silent(cluster_map, self._heard, self._now_s())
 
     def places(self, cluster_map: ClusterMap) -> Places | None:
-        """Where copies are to be, and are, as far as nodes tell; None while there is one copy of everything and is to
-        be one."""
+        """Where copies are to be, and are, as far as nodes tell.
+        None while there is one copy of everything and is to be one."""
         return Places(cluster_map, self._heard, self._limits, self._now_s()) if beats(cluster_map) else None
 
     def families(self, cluster_map: ClusterMap | None) -> Iterator[Metric]:
