@@ -16,6 +16,9 @@ there are (`receiver`).
       │                                         done: the controller commits the move, this shard answers
       └─ trims, when it has the map
 
+What has come is applied and added up with each round of the tail, at both ends: what is left to do while no shard
+answers is the rows that changed last, and the partitions that these are in.
+
 The tail is right because both ends see the source's order of changes: a page says as of which sequence it was read, and
 the next one asks for what came after. A deletion is a row, a tombstone; should tombstones have been trimmed beyond the
 sequence that is asked for, one may be missing: the move fails, and is begun again.
@@ -96,6 +99,7 @@ class IncomingMove:
             self._go_on("tail")
             for _ in range(_TAIL_ROUNDS_MAX):
                 count, sequence = await self._take_changes(sequence)
+                await self._store.migration.add_up(self.move.id)
                 if count <= _LAG_ROWS:
                     break
             self._go_on("freeze")

@@ -116,6 +116,14 @@ class Migration:
         batch.changes.take(taken)
         return size
 
+    async def add_up(self, move: str) -> None:
+        """Apply what has come so far, and have its digest remembered: `complete` then has little left to do.
+
+        Raises Conflict if the move does not stand, DataCorrupt, TryLater.
+        """
+        await self._applier.flush()
+        await self._tables.engine.digest(self._receiving(move))
+
     async def complete(self, move: str, frozen: Frozen, rows: Sequence[MovedRow]) -> None:
         """With these rows all has come: compare, and bring clock and floor as high as the source's, durably.
 

@@ -37,6 +37,7 @@ from kvstore.storage.engine import RowKey
 from kvstore.storage.rows import checksum
 from kvstore.store.ops import DropDecisions
 from kvstore.store.partitions import View
+from kvstore.store.store import Store
 from tests.unit.shard.two_shards import PARTITIONS, Cluster, at, cluster_of_two
 
 FIRST = Attempt(100, 100, "router01")
@@ -170,6 +171,33 @@ async def test_what_changes_during_the_copy_and_the_tail_arrives(cluster: Cluste
 
 async def _ignore(_: Any) -> None:
     """Nothing more happens."""
+
+
+async def test_at_the_freeze_all_but_what_changed_last_is_applied_and_added_up_at_both_ends(tmp_path: Path):
+    """So the time in which no shard answers does not grow with the size of the move."""
+    keys = [f"key-{number}" for number in range(200)]
+    left: list[object] = []
+    async with cluster_of_two(tmp_path, apply_delay_s=30.0) as cluster:
+
+        async def look(message: Any) -> None:
+            if isinstance(message, Freeze):
+                for store in cluster.stores.values():
+                    unapplied = store.applier.visible - store.tables.engine.applied.position.number
+                    left.append((unapplied, _not_added_up(store, set(map(at, keys)))))
+
+        for key in keys:
+            await cluster.ask("s1", Put(1, key, b"value"))
+        cluster.before_message = look
+        await cluster.move(*keys)
+        assert left == [(0, set()), (0, set())]
+
+
+def _not_added_up(store: Store, partitions: Set[int]) -> Set[int]:
+    """Those of which the next digest would have to read all rows again."""
+    engine: Any = store.tables.engine
+    digests = engine._writer.digests
+    known = {partition: sequence for partition, (sequence, _) in digests._known.items()}
+    return {each for each in partitions if known.get(each, -1) < digests.changed[each]}
 
 
 async def test_from_the_freeze_to_the_commit_no_shard_answers_reads_and_the_release_of_read_locks_included(
@@ -474,7 +502,7 @@ async def test_a_copy_that_differs_is_not_taken(cluster: Cluster, tmp_path: Path
         await cluster.ask("s1", Put(1, key, b"1"))
 
     async def lose_a_row(request: Any) -> None:
-        if isinstance(request, Freeze):
+        if isinstance(request, Pull) and request.after_row < 0:
             await cluster.stores["s2"].applier.flush()
             with closing(sqlite3.connect(tmp_path / "s2.db")) as connection, connection:
                 connection.execute("DELETE FROM rows WHERE key = 'a'")
