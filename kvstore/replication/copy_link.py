@@ -29,6 +29,7 @@ from kvstore.replication.session import FellBehind, Forked, Join, Session
 from kvstore.replication.shipping import Link, LinkKey, Shipping
 from kvstore.replication.snapshot import Snapshot, Source
 from kvstore.replication.snapshot_pace import never_busy
+from kvstore.replication.stalls import no_syncs
 from kvstore.replication.tail import Tail, cost
 from kvstore.replication.wire import Connect, Refused, Wire, WireLost, WireRefused, expect, greet
 from kvstore.said_once import SaidOnce
@@ -52,7 +53,7 @@ class Surroundings(NamedTuple):
 
     `on_committed`: called with the committed number whenever it has risen. `on_news`: a request has come up or has
     gone, or the term has ended; the controller is to hear of it. `is_busy`: whether clients are at work on this node.
-    `on_damage`: a row that a copy was to get is damaged.
+    `on_damage`: a row that a copy was to get is damaged. `syncs`: those of all logs on this node that are under way.
     """
 
     log: Log
@@ -64,6 +65,7 @@ class Surroundings(NamedTuple):
     on_news: Callable[[], None]
     is_busy: Callable[[], bool] = never_busy
     on_damage: Callable[[DataCorrupt], None] = _ignore
+    syncs: Callable[[], frozenset[object]] = no_syncs
 
 
 class Primary(Protocol):

@@ -50,6 +50,7 @@ class Sender:
         while True:
             now = environment.boottime_s()
             self.stalls.turns(now, now + every_s)
+            self.stalls.look(now, self._around.syncs())
             await environment.sleep(every_s)
             now = environment.boottime_s()
             for link in shipping.awaited(self.shipping):

@@ -25,6 +25,7 @@ from kvstore.replication.beats import GiveBack
 from kvstore.replication.configuration import Configuration, Request
 from kvstore.replication.session import Session
 from kvstore.replication.snapshot_pace import never_busy
+from kvstore.replication.stalls import no_syncs
 from kvstore.replication.wire import Connect, Wire, WireLost
 from kvstore.shard.folder import Folder
 from kvstore.shard.peers import Peers
@@ -61,7 +62,8 @@ class Surroundings(NamedTuple):
     """What the stores of a node share. `on_fatal`: what ends the process. `dial`: connects to a copy at an address.
 
     `on_news`: the controller is to hear of something soon. `connect`: connects to a copy on a node of the newest map.
-    `is_busy`: whether clients are at work in a store that is served on this node.
+    `is_busy`: whether clients are at work in a store that is served on this node; `syncs`: those of all logs of it that
+    are under way.
     """
 
     node_id: str
@@ -76,6 +78,7 @@ class Surroundings(NamedTuple):
     on_news: Callable[[], None] = _nothing
     connect: Connect = _nowhere
     is_busy: Callable[[], bool] = never_busy
+    syncs: Callable[[], frozenset[object]] = no_syncs
 
 
 class StoreEnd:
@@ -205,7 +208,9 @@ async def host(
     """
     limits, session, cluster = around.limits, around.session, around.cluster
     times = times_of(limits)
-    replicating = Replicating(around.node_id, start, around.connect, times, around.on_news, around.is_busy)
+    replicating = Replicating(
+        around.node_id, start, around.connect, times, around.on_news, around.is_busy, around.syncs
+    )
     store = Store(opened, limits, around.environment, around.on_fatal, replicating)
     store.begin()
     end = StoreEnd(store)

@@ -29,7 +29,9 @@ class NodeStores:
     """`around`: what they share, but for connections to copies, which go where the newest map says that nodes are."""
 
     def __init__(self, around: Surroundings) -> None:
-        self._around = around = around._replace(connect=self._connect, is_busy=lambda: self.by_shard.is_busy)
+        self._around = around = around._replace(
+            connect=self._connect, is_busy=lambda: self.by_shard.is_busy, syncs=lambda: self.by_shard.syncs_under_way
+        )
         self.home = Resident(around.node_id, self._around)
         self._identity: Identity | None = None
         self.by_shard = Residents({around.node_id: self.home})

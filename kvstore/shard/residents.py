@@ -61,6 +61,11 @@ class Residents(dict[str, Resident]):
         """The logs here of stores that another node could serve, or serves; to be asked by any thread."""
         return [log for each in list(self.values()) if (log := each.local.log_with_copies) is not None]
 
+    @property
+    def syncs_under_way(self) -> frozenset[object]:
+        """Of these logs, which lie on one disk."""
+        return frozenset(sync for log in self.logs_with_copies() if (sync := log.sync_under_way) is not None)
+
     def of_store(self, store_id: str) -> Resident | None:
         """Where that store lies here."""
         return next((each for each in self.values() if each.local.store_id == store_id), None)

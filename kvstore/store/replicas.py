@@ -25,6 +25,7 @@ from kvstore.replication.places import Times
 from kvstore.replication.sender import Sender
 from kvstore.replication.shipping import Shipping
 from kvstore.replication.snapshot_pace import never_busy
+from kvstore.replication.stalls import no_syncs
 from kvstore.replication.wire import Connect
 from kvstore.store.applier import Applier
 from kvstore.store.comparison import Comparison
@@ -40,7 +41,7 @@ class Replicating(NamedTuple):
     `node`: where it is served; `start`: a random id of this opening of it.
 
     `on_news`: a request to the controller has come up or has gone, or the term has ended. `is_busy`: whether clients
-    are at work on the node.
+    are at work on the node; `syncs`: those of all its logs that are under way.
     """
 
     node: str
@@ -49,6 +50,7 @@ class Replicating(NamedTuple):
     times: Times
     on_news: Callable[[], None]
     is_busy: Callable[[], bool] = never_busy
+    syncs: Callable[[], frozenset[object]] = no_syncs
 
 
 class Replicas:
@@ -118,12 +120,11 @@ class Replicas:
     def _new_sender(self, state: Shipping) -> Sender:
         tables, replicating = self._tables, self._replicating
         assert replicating is not None
-        _, _, connect, times, on_news, is_busy = replicating
+        _, _, connect, times, on_news, is_busy, syncs = replicating
         log, engine, environment, settle = tables.log, tables.engine, tables.environment, self._pipeline.settle_up_to
         on_damage = tables.verification.found
-        return Sender(
-            state, Surroundings(log, engine, environment, connect, times, settle, on_news, is_busy, on_damage)
-        )
+        around = Surroundings(log, engine, environment, connect, times, settle, on_news, is_busy, on_damage, syncs)
+        return Sender(state, around)
 
     # --- the lease
 

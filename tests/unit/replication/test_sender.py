@@ -110,6 +110,7 @@ class Cluster:
         self.committed: list[int] = []
         self.news = 0
         self.is_busy = False
+        self.syncs: frozenset[object] = frozenset()  # of other logs on its node
         self.config = Configuration("s1", STORE_ID, 1, 1, Primary("n1", "primary"))
         self.sender: Sender
         self._serving: list[asyncio.Task[None]] = []
@@ -197,6 +198,7 @@ class Cluster:
                 self.committed.append,
                 self._note_news,
                 lambda: self.is_busy,
+                lambda: self.syncs,
             ),
         )
         works = [
@@ -420,6 +422,37 @@ async def test_while_the_own_sync_is_under_way_no_copy_is_asked_out_and_then_it_
         assert since_s is not None
         owed_before_s = max(0.0, began_s - since_s) + SLACK_S
         assert clock_s() - ended_s >= TIMES.replica_timeout_s - owed_before_s
+
+
+async def test_while_another_log_on_the_primarys_disk_waits_for_its_sync_no_copy_is_asked_out() -> None:
+    """The own sync has returned just before the disk that all share stood still."""
+    async with Cluster("n2").running() as cluster:
+        await cluster.in_sync("n2")
+        await until(lambda: cluster.sender.shipping.committed == cluster.log.last.number)
+        cluster.hold_up("n2")
+        cluster.put("a")
+        cluster.syncs = frozenset({object()})
+        news = cluster.news
+        await asyncio.sleep(4 * TIMES.replica_timeout_s)
+        assert (cluster.sender.requests(), cluster.news) == ((), news)
+        cluster.syncs = frozenset()
+        await until(lambda: [each.kind for each in cluster.sender.requests()] == ["out"])
+
+
+async def test_while_other_logs_on_the_primarys_disk_are_synced_slowly_a_copy_that_does_not_answer_is_asked_out() -> (
+    None
+):
+    async with Cluster("n2").running() as cluster:
+        await cluster.in_sync("n2")
+        await until(lambda: cluster.sender.shipping.committed == cluster.log.last.number)
+        cluster.hold_up("n2")
+        cluster.put("a")
+        for _ in range(100):
+            cluster.syncs = frozenset([*list(cluster.syncs)[:1], object()])  # of two, one returns
+            await asyncio.sleep(TIMES.replica_timeout_s / 8)
+            if cluster.sender.requests():
+                break
+        assert [each.kind for each in cluster.sender.requests()] == ["out"]
 
 
 async def test_time_in_which_the_own_loop_stood_still_does_not_count_against_a_copy() -> None:

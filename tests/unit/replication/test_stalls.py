@@ -61,6 +61,29 @@ def test_the_end_of_a_sync_whose_beginning_was_not_told_is_nothing() -> None:
     assert stalls.seconds(0, 200) == 0
 
 
+def test_the_disk_stands_still_while_none_of_the_syncs_on_the_node_that_were_under_way_returns() -> None:
+    stalls = Stalls(SLACK)
+    one, two, three = object(), object(), object()
+    stalls.look(0, frozenset())
+    stalls.look(10, frozenset({one}))
+    assert stalls.seconds(0, 10) == 0
+    stalls.look(20, frozenset({one, two}))
+    assert stalls.seconds(0, 20) == 10
+    stalls.look(30, frozenset({two, three}))
+    stalls.look(40, frozenset())
+    assert stalls.seconds(0, 40) == 10, "one has returned before 30, so the disk is at work"
+
+
+def test_a_moment_in_which_the_own_sync_and_another_one_wait_counts_once() -> None:
+    stalls, another = Stalls(SLACK), frozenset({object()})
+    stalls.look(0, another)
+    stalls.sync_begins(2)
+    stalls.look(20, another)
+    assert stalls.seconds(0, 20) == 20
+    stalls.sync_ends(30)
+    assert stalls.seconds(0, 30) == 30
+
+
 STEPS = st.lists(st.tuples(st.integers(1, 30), st.sampled_from(["begin", "end", "turn", "none"])), max_size=30)
 
 

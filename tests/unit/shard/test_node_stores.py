@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import msgspec
+import pytest
 
 from kvstore.config import Limits
 from kvstore.controller.recovery import Told
@@ -16,6 +19,7 @@ from kvstore.shard.folder import FileFolder
 from kvstore.shard.hosted import Surroundings
 from kvstore.shard.node import Node
 from kvstore.shard.node_stores import NodeStores
+from kvstore.storage.disk import OsFile
 from kvstore.storage.engine import Identity
 
 
@@ -69,4 +73,26 @@ async def test_a_node_tells_a_controller_of_each_copy_that_it_does_not_serve_unl
     told = msgspec.convert(Node(around, stores, nothing, nothing, nothing).newest_map(), Told)
     assert told.copies == [("s2", copy.identity.copy_id)]
     assert told.beside == []
+    await stores.close()
+
+
+async def test_what_a_node_serves_knows_of_the_syncs_of_all_logs_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They lie on one disk: see `replication.stalls`."""
+    nothing, may_end = cast(Any, None), threading.Event()
+    folder = FileFolder(tmp_path, "s1", Limits())
+    stores = NodeStores(Surroundings("s1", folder, Limits(), nothing, nothing, "", nothing, SYSTEM, nothing))
+    await stores.make(Make(shard="s2", store_id="0123456789abcdef", partitions=64))
+    copy = stores.by_shard["s2"].local.copy
+    assert copy is not None
+    with monkeypatch.context() as hung:
+        hung.setattr(OsFile, "sync", lambda file: may_end.wait(60))
+        syncing = asyncio.create_task(asyncio.to_thread(copy.log.sync))
+        async with asyncio.timeout(60):
+            while stores.home._around.syncs() != {copy.log.sync_under_way}:
+                await asyncio.sleep(0.01)
+        may_end.set()
+        await syncing
+    assert stores.home._around.syncs() == frozenset()
     await stores.close()
