@@ -3,12 +3,15 @@
 Owns: pages of the feed for another store; the copy of another store's rows.
 Promises: every step at the destination is one commit, refused (Conflict) once the move stands no more. What is taken is
 what the source has, row by row, with checksums; a move is complete only if rows and digest are equal at both ends.
+Where a copy begins again, the source looks at its own rows, too: the first one may not have taken one that is damaged.
 Leaves to others: the order of the steps (`shard.receiver`), freezes and maps (`partitions`).
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 
 from kvstore import failpoints
 from kvstore.errors import Conflict, DataCorrupt
@@ -35,6 +38,7 @@ class Migration:
         self._pipeline = pipeline
         self._applier = applier
         self._partitions = partitions
+        self._begun: Counter[int] = Counter()  # by partition, how often its copy for another store has begun
 
     # --- at the source ------------------------------------------------------------------------------------------------
 
@@ -53,7 +57,19 @@ class Migration:
         await self._applier.flush()
         query = FeedQuery(pull.partitions, pull.sequence, pull.after_row, pull.rows_max, bytes_max)
         page = await self._tables.engine.feed(query)
+        if not pull.sequence:
+            self._begun.update(pull.partitions)
+        if any(self._begun[partition] > 1 for partition in pull.partitions):
+            await self._check_own(page.rows)
         return Rows(pull.id, *page[:7], is_busy)
+
+    async def _check_own(self, rows: Sequence[MovedRow]) -> None:
+        """Raises DataCorrupt, of which the verification knows then, so that a copy can take over."""
+        try:
+            await self._tables.environment.in_thread(partial(_check, rows))
+        except DataCorrupt as damage:
+            self._tables.verification.found(damage)
+            raise
 
     # --- at the destination -------------------------------------------------------------------------------------------
 
@@ -104,12 +120,11 @@ class Migration:
         batch.changes.need_room()
         taken: list[Row] = []
         size = 0
-        for kind, key, partition, version, expires_at_ms, body, intent, check in rows:
+        _check(rows)
+        for kind, key, partition, version, expires_at_ms, body, intent, _ in rows:
             if partition not in partitions:
                 raise DataCorrupt(f"The {kind} row of key {key!r} came with a move that its partition has no part in.")
             if (body, intent) != (None, None):
-                if checksum(kind, key, version, expires_at_ms, body, intent) != check:
-                    raise DataCorrupt(f"The {kind} row of key {key!r} does not match its checksum.")
                 size += len(key) + len(body or b"")
             taken.append(Row(kind, key, partition, 0, version, expires_at_ms, body, intent))
         batch.steps.append("take")
@@ -144,3 +159,10 @@ class Migration:
             self._partitions.note_complete(batch, move)
 
         await self._pipeline.step(see, urgent=True)
+
+
+def _check(rows: Sequence[MovedRow]) -> None:
+    """Raises DataCorrupt for one that is not what was once written; a tombstone has no checksum."""
+    for kind, key, _, version, expires_at_ms, body, intent, check in rows:
+        if (body, intent) != (None, None) and checksum(kind, key, version, expires_at_ms, body, intent) != check:
+            raise DataCorrupt(f"The {kind} row of key {key!r} does not match its checksum.")

@@ -525,6 +525,24 @@ async def test_a_damaged_row_is_not_carried_on(cluster: Cluster, tmp_path: Path)
     assert (progress.step, "'a'" in progress.detail) == ("failed", True)
 
 
+async def test_a_source_whose_row_is_not_taken_finds_that_it_is_damaged_when_the_move_begins_again(
+    cluster: Cluster, tmp_path: Path
+):
+    """Its own verification would find it within a day; until then the move would begin again and again."""
+    await cluster.ask("s1", Put(1, "a", b"1"))
+    await cluster.stores["s1"].applier.flush()
+    with closing(sqlite3.connect(tmp_path / "s1.db")) as connection, connection:
+        connection.execute("UPDATE rows SET body = x'00' WHERE key = 'a'")
+    for _ in range(2):
+        assert not cluster.stores["s1"].tables.verification.damage
+        move_id = cluster.plan("a")
+        await cluster.spread()
+        assert (await cluster.carry(move_id)).step == "failed"
+        cluster.void(move_id)
+        await cluster.spread()
+    assert "'a'" in cluster.stores["s1"].tables.verification.damage
+
+
 async def test_pages_are_bounded_by_rows_and_by_bytes_and_none_is_lost(tmp_path: Path):
     async with cluster_of_two(tmp_path, move_page_rows_max=7, page_bytes_max=200) as cluster:
         pages: list[Pull] = []
