@@ -80,9 +80,18 @@ class FollowedMap:
         here = self.config.copy_on(self.node_id) if self.config is not None else None
         return here is not None and (here.state, here.joined) == ("in-sync", joined)
 
-    def ends(self, served: Identity) -> bool:
-        """Whether the store `served` here follows no map any more: the newest has it no more for this node."""
-        return self.has_left(served) or self.has_lost(served)
+    def ends(self, served: Identity, *, has_copies: bool) -> bool:
+        """Whether the store `served` here follows no map any more: the newest has it no more for this node.
+
+        `has_copies`: it ships to them, and its sender hears of another primary.
+        """
+        return self.has_left(served) or self.has_lost(served) or (not has_copies and self.is_elsewhere(served))
+
+    def is_elsewhere(self, served: Identity) -> bool:
+        """Whether another node has the primary of the store `served` here.
+        If that has no copies, a person has gone on with an older one."""
+        config = self.config
+        return config is not None and config.store_id == served.store_id and config.primary.node != self.node_id
 
     def has_left(self, served: Identity) -> bool:
         """Whether the store `served` here for another home is not the shard's any more, or the shard is gone.

@@ -114,6 +114,11 @@ class HostedStore:
         return self.service.shard_id
 
     @property
+    def has_copies(self) -> bool:
+        """Whether it ships to copies, or did in this term."""
+        return self.store.tables.sender is not None
+
+    @property
     def is_sound(self) -> bool:
         """Whether its file was found to be whole."""
         verification = self.store.tables.verification

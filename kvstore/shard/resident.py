@@ -123,7 +123,7 @@ class Resident:
         if self._opening is not None:
             self._opening.hear(self._followed.config)
         hosted = self.local.hosted
-        if hosted is not None and not self._followed.ends(hosted.store.identity):
+        if hosted is not None and not self._followed.ends(hosted.store.identity, has_copies=hosted.has_copies):
             hosted.maps.put(cluster_map)
         self._followed.wake()
 
@@ -200,7 +200,7 @@ class Resident:
     async def _until_term_ends(self) -> None:
         while True:
             hosted, newest = self.local.hosted, self._followed.newest
-            if hosted is None or self._followed.ends(hosted.store.identity):
+            if hosted is None or self._followed.ends(hosted.store.identity, has_copies=hosted.has_copies):
                 return
             if not hosted.is_open and newest is not None:
                 hosted.service.hear(newest)  # the opening may wait for a copy that is out by now

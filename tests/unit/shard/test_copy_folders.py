@@ -514,6 +514,23 @@ async def test_a_primary_that_is_given_a_new_term_opens_again_in_that_very_one(t
         assert resident.local.store.tables.term == 9
 
 
+async def test_a_primary_without_copies_that_a_person_has_gone_on_without_is_a_copy_and_ends_no_node(
+    tmp_path: Path,
+) -> None:
+    """It was stopped when the map came that named a copy, and the next one makes that the primary."""
+    async with resident_copy(tmp_path) as resident:
+        running = asyncio.create_task(resident.run())
+        copy_id = resident.local.copy_id
+        resident.hear(promoted(copy_id))
+        await until(running, lambda: is_served(resident))
+        resident.hear(replaced(copy_id))
+        await until(running, lambda: resident.local.copy is not None)
+        assert resident.local.copy_id == copy_id
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        await resident.close()
+
+
 async def test_a_session_of_the_next_primary_is_kept_until_the_map_that_names_it_has_come(tmp_path: Path) -> None:
     """Refused, it would come again later, and clients wait meanwhile."""
     async with resident_copy(tmp_path) as resident, served_by(resident) as running:

@@ -73,23 +73,23 @@ def test_a_store_served_for_another_home_has_left_once_the_map_has_it_no_more() 
     assert not followed_on("n2", promoted("copy")).has_left(OWN_STORE)
     assert followed_on("n2", without_shards()).has_left(OWN_STORE)
     assert followed_on("n2", promoted("copy")).has_left(OTHER_STORE)
-    assert followed_on("n2", promoted("copy")).ends(OTHER_STORE)
+    assert followed_on("n2", promoted("copy")).ends(OTHER_STORE, has_copies=True)
 
 
 def test_a_guest_whose_file_has_not_applied_its_first_map_yet_has_left_and_is_not_lost() -> None:
     followed = followed_on("n2", promoted("copy"))
-    assert followed.ends(OTHER_STORE._replace(cluster_id=None))
+    assert followed.ends(OTHER_STORE._replace(cluster_id=None), has_copies=True)
     assert not followed.has_lost(OTHER_STORE._replace(cluster_id=None))
 
 
 def test_a_home_that_has_left_the_map_goes_on_until_its_process_ends() -> None:
-    assert not followed_on("s1", without_shards()).ends(OWN_STORE)
+    assert not followed_on("s1", without_shards()).ends(OWN_STORE, has_copies=True)
 
 
 def test_a_store_of_no_cluster_was_made_for_lost_files_where_the_map_knows_another_and_a_copy_may_have_it() -> None:
     made = OTHER_STORE._replace(cluster_id=None)
     assert followed_on("s1", with_copy("in-sync")).has_lost(made)
-    assert followed_on("s1", promoted("copy")).ends(made)
+    assert followed_on("s1", promoted("copy")).ends(made, has_copies=True)
     assert not followed_on("s1", named(None)).has_lost(made), "nothing could fill it"
     assert not followed_on("s1", with_copy("in-sync")).has_lost(OTHER_STORE), "it is a cluster's"
     assert not followed_on("s1", with_copy("in-sync")).has_lost(OWN_STORE._replace(cluster_id=None))
