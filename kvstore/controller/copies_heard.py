@@ -80,13 +80,20 @@ class CopiesHeard:
     def older(self, config: Configuration) -> CopyReport | None:
         """The report with the longest log, of a shard of which all that is here is too old.
 
-        None of other shards, and while the primary may still serve.
+        None of other shards, and while the primary may still serve; and until each node has told of its copy since the
+        number that was committed is known: a primary that opens its term tells that by another call than its beats.
         """
         may_go_on = self.is_opened(config) or self.has_no_primary(config)
-        if self.serves(config) or not may_go_on:
+        if self.serves(config) or not may_go_on or not self._told_since(config):
             return None
         longest = self._longest(config)
         return longest if longest is not None and self._is_below(longest, config) else None
+
+    def _told_since(self, config: Configuration) -> bool:
+        """Whether all nodes with its primary's copy or one in sync, as far as they are heard, have told since."""
+        since = self._heard.committed_since(config.store_id)
+        nodes = [each.node for each in (config.primary, *config.in_sync)]
+        return all(self._heard.told_at(node) > since for node in nodes if self._heard.is_here(node, self._now))
 
     def is_joining(self, config: Configuration) -> bool:
         """Whether a copy that is named, and whose node is here, is not in sync yet."""

@@ -13,8 +13,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from kvstore.controller.heard import Heard
-from kvstore.replication.beats import Beat, CopyReport
+from kvstore.replication.beats import Beat, CopyReport, Role
 from kvstore.replication.configuration import Configuration
+
+_WHOLE: tuple[Role, ...] = ("primary", "opening", "copy")
 
 
 class Damaged(NamedTuple):
@@ -65,12 +67,17 @@ class DamageSeen:
         return new
 
     def mended(self, configs: Sequence[Configuration], heard: Heard) -> list[Damaged]:
-        """Those whose place another copy in sync has taken, each of them once."""
+        """Those whose place another copy in sync has taken, each of them once.
+
+        One that is over in another way is forgotten: it has another place, its shard has left, or its node tells of that
+        very copy whole, since its own folder was put back.
+        """
         now_damaged = reported(configs, heard)
         gone = [each for each in self._seen.values() if each.node not in now_damaged.get(each.shard, {})]
         mended = [damaged for damaged in gone if _is_mended(damaged, configs)]
         for damaged in gone:
-            if damaged in mended or not _is_named_on(damaged.node, damaged.shard, configs):
+            is_over = not _is_named_on(damaged.node, damaged.shard, configs) or _is_whole(damaged, heard)
+            if damaged in mended or is_over:
                 del self._seen[damaged.shard, damaged.node]
         return mended
 
@@ -98,3 +105,9 @@ def _is_mended(damaged: Damaged, configs: Sequence[Configuration]) -> bool:
     if config.primary.node == damaged.node:
         return config.primary.copy_id != damaged.copy_id
     return copy is not None and copy.state == "in-sync" and copy.copy_id != damaged.copy_id
+
+
+def _is_whole(damaged: Damaged, heard: Heard) -> bool:
+    """Whether its node tells of that very copy, undamaged."""
+    report = heard.report(damaged.node, damaged.shard)
+    return report is not None and report.copy_id == damaged.copy_id and report.role in _WHOLE

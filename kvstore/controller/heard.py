@@ -44,6 +44,7 @@ class Heard:
         self._nodes: dict[str, NodeHeard] = {}
         self._lacking: dict[tuple[str, str], float] = {}  # (node, copy id by the map): since when it is not reported
         self._synced: dict[tuple[str, str, int], float] = {}  # (shard, copy id, joined): since when it is in sync
+        self._committed: dict[str, tuple[int, float]] = {}  # by store id: a number that was told, and since when
         self._asks_for_beats = False
 
     # --- what comes in
@@ -70,6 +71,7 @@ class Heard:
         if asks and not self._asks_for_beats:
             self.detector.count_from(now)
         self._asks_for_beats = asks
+        self._committed = {shard.store_id: self._committed_of(shard.store_id, now) for shard in cluster_map.shards}
         lacking, synced = self._lacking, self._synced
         self._lacking, self._synced = {}, {}
         for shard in cluster_map.shards:
@@ -144,6 +146,16 @@ class Heard:
     def committed(self, store_id: str) -> int:
         """The number of a record that was committed, as its primaries told; 0 if nothing was told."""
         return self._told.get(store_id, 0)
+
+    def committed_since(self, store_id: str) -> float:
+        """Since when that number is known: what a node told before does not have it, whatever lies there."""
+        return self._committed.get(store_id, (0, float("-inf")))[1]
+
+    def _committed_of(self, store_id: str, now: float) -> tuple[int, float]:
+        number = self.committed(store_id)
+        if (before := self._committed.get(store_id)) is None:
+            return number, float("-inf")
+        return before if before[0] == number else (number, now)
 
     def is_near(self, node: str, now: float) -> bool:
         """What it asks for in its last beat still holds: it was heard with that beat, and not long ago."""

@@ -26,7 +26,7 @@ from kvstore.controller.shards import ShardClients, Size
 from kvstore.controller.sizes import check_room
 from kvstore.environment import SYSTEM, Environment
 from kvstore.errors import ChangeRefused, NotFound
-from kvstore.placement.cluster_map import ClusterMap, Home, at_home
+from kvstore.placement.cluster_map import ClusterMap, Home, Shard, at_home
 from kvstore.transport.change_documents import Plan as PlanShown
 
 _log = logging.getLogger(__name__)
@@ -143,10 +143,11 @@ class OperatorChanges:
         before = membership.formed_map(await self._planner.read())
         owned = len(before.owned_by(shard_id))
         anchored = await self._shards.anchored_at(before, shard_id)
-        if before.shard(shard_id) is not None and confirmed != shard_id:
+        shard = before.shard(shard_id)
+        if shard is not None and confirmed != shard_id:
             raise ChangeRefused(
-                f"{what_is_lost(shard_id, owned, len(anchored))} If that is meant, give confirm={shard_id} along with "
-                "lost=true.",
+                f"{copies_that_would_do(shard)}{what_is_lost(shard_id, owned, len(anchored))} If that is meant, give "
+                f"confirm={shard_id} along with lost=true.",
                 partitions=owned,
                 transactions=anchored,
             )
@@ -232,6 +233,21 @@ class OperatorChanges:
         _, after = await self._document.change(decide, though_behind=True)
         _log.warning("the map of epoch %d was recovered: epoch %d", epoch, following.epoch)
         return Replanned(membership.formed_map(after), change.id)
+
+
+def copies_that_would_do(shard: Shard) -> str:
+    """What is left of the shard beside its primary, if anything is; with a space behind it."""
+    if in_sync := [copy.node for copy in shard.replicas if copy.state == "in-sync"]:
+        return (
+            f"Node {' or '.join(in_sync)} has a copy of shard {shard.id} in sync, with all that was acknowledged: if "
+            "it can come back, start it instead, and nothing is lost. "
+        )
+    if joining := [copy.node for copy in shard.replicas]:
+        return (
+            f"Node {' or '.join(joining)} may have an older copy of shard {shard.id}: `kvstore shard promote "
+            f"{shard.id} --to {joining[0]} --accept-loss` says how old, and loses only what that lacks. "
+        )
+    return ""
 
 
 def what_is_lost(shard_id: str, partitions: int, transactions: int) -> str:

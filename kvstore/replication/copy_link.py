@@ -250,11 +250,12 @@ class CopyLink:
     async def _beat(self, wire: Wire, named: Session) -> None:
         """Send beacons as long as they may be sent."""
         sender, environment = self._sender, self._around.environment
-        every_s = lease.beacon_every_s(self._around.times.lease_s)
+        lease_s = self._around.times.lease_s
+        every_s = lease.beacon_every_s(lease_s)
         while (link := shipping.find(sender.shipping, named)) is not None:
             if shipping.may_send(sender.shipping, link) and sender.lease.may_ask(now := environment.boottime_s()):
                 beacon = self.in_flight.beacon(now)
-                await wire.send(messages.Beacon(beacon, sender.shipping.committed))
+                await wire.send(messages.Beacon(beacon, sender.shipping.committed, lease_s))
             await environment.sleep(every_s)
         raise WireLost("the copy is out")
 

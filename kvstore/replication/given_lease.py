@@ -2,12 +2,13 @@
 
 Owns: the grant that the copy has given, and when it has heard its primary last.
 Promises: nothing is granted in a session that has not begun, by a disk that does not answer, or while the copy promises
-a higher term to itself.
+a higher term to itself. A primary whose settings say a longer time than the copy's is granted that.
 Leaves to others: the rules (`lease`), the primary's side (`held_lease`), the answer to a beacon (`serving`).
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -19,6 +20,9 @@ from kvstore.replication.copy_log import CopyLog
 from kvstore.replication.copy_notes import CopyNotes
 from kvstore.replication.places import Times
 from kvstore.replication.session import Session
+from kvstore.said_once import SaidOnce
+
+_log = logging.getLogger(__name__)
 
 
 class GivenLease:
@@ -45,6 +49,7 @@ class GivenLease:
         self.given = lease.Granted(now) if was_served else given
         self.heard_at = now
         self._is_withheld = False
+        self._unequal = SaidOnce()
 
     @property
     def silent_s(self) -> float:
@@ -59,15 +64,23 @@ class GivenLease:
         """The primary is heard now."""
         self.heard_at = self._environment.boottime_s()
 
-    def beacon(self, named: Session) -> bool:
-        """Grant the primary its lease; False: the beacon is not answered."""
+    def beacon(self, named: Session, asked_s: float = 0.0) -> bool:
+        """Grant the primary its lease, for as long as it asks or as the own settings say, whichever is longer.
+
+        False: the beacon is not answered.
+        """
         now = self._environment.boottime_s()
         if self._is_withheld or not lease.grants(
             self._notes.following, named, self._log.sync_since, now, self._times.disk_stall_s
         ):
             return False
         self.heard_at = now
-        self.given = lease.granted(self.given, now, self._times.lease_s)
+        self.given = lease.granted(self.given, now, max(self._times.lease_s, asked_s))
+        if asked_s and asked_s != self._times.lease_s and self._unequal.is_news(str(asked_s)):
+            _log.warning(
+                "lease_s is %g s here, %g s at a primary: the longer one counts. Give every process the same --config",
+                self._times.lease_s, asked_s,
+            )  # fmt: skip
         return True
 
     def returned(self, named: Session) -> None:

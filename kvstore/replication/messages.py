@@ -53,10 +53,11 @@ class Records(_Message, tag=4):
 
 
 class Beacon(_Message, tag=5):
-    """Ask for the lease. `number` comes back in `Granted`."""
+    """Ask for the lease, for `lease_s` seconds by the primary's settings. `number` comes back in `Granted`."""
 
     number: int
     committed: int
+    lease_s: float = 0.0
 
 
 class Returned(_Message, tag=6):

@@ -113,7 +113,7 @@ class _Serving:
                 is_deposed = number is None and not failpoints.planted("grant-after-promise")
                 if is_deposed or (number or 0) > self._acknowledged:  # deposed, or a snapshot became good
                     await self._acknowledge(number)
-                if self._copy.lease.beacon(self._session):
+                if self._copy.lease.beacon(self._session, message.lease_s):
                     await self._wire.send(messages.Granted(message.number))
             elif isinstance(message, messages.Returned):
                 self._copy.lease.returned(self._session)

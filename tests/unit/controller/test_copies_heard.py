@@ -65,6 +65,22 @@ def test_a_shard_waits_too_when_its_primary_is_heard_and_is_not_opened(role: Rol
     assert (found is not None and found.number == 9) is waits
 
 
+def test_a_number_that_is_told_behind_a_nodes_last_beat_makes_its_copy_no_older_one() -> None:
+    """A primary that opens its term tells its new last record as soon as it has it, and beats a moment later."""
+    numbers, opening = {"store": 9}, CopyReport(shard="s1", store_id="store", copy_id="a", role="opening", number=9)
+    told = Heard("start", LIMITS, 0.0, numbers)
+    a_map = msgspec.structs.replace(A_MAP, shards=[msgspec.structs.replace(SHARD, store_id="store")])
+    told.announced("n1", 1.0)
+    told.take(Beat(node="n1", start="x", cluster_id="c", epoch=5, copies=[opening]), 1.0)
+    told.follow(a_map, 1.0)
+    numbers["store"] = 10
+    told.follow(a_map, 1.1)
+    assert CopiesHeard(told, 1.1).older(CONFIG) is None
+    told.take(Beat(node="n1", start="x", cluster_id="c", epoch=5, copies=[opening]), 1.2)
+    told.follow(a_map, 1.2)
+    assert CopiesHeard(told, 1.2).older(CONFIG) == opening, "it has told since, and still ends below"
+
+
 @pytest.mark.parametrize(
     ("role", "copy_id", "joins"), [("copy", "b", True), ("damaged", "b", False), ("copy", "c", False)]
 )

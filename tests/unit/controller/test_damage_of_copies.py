@@ -58,3 +58,11 @@ def test_damage_to_a_copy_that_gets_another_place_or_whose_shard_leaves_is_forgo
         new = seen.hear([CONFIG], beat("n2"), 1.0)
         assert seen.mended(after, Heard("start", Limits(), 0.0)) == []
         assert seen.hear([CONFIG], beat("n2"), 2.0) == [new[0]._replace(since=2.0)], "it was forgotten"
+
+
+def test_a_copy_that_its_node_tells_whole_again_was_not_rebuilt() -> None:
+    seen = DamageSeen()
+    seen.hear([CONFIG], beat("n1", damage="Its folder is empty."), 1.0)
+    own_folder_again = heard_last(beat("n1", role="opening", copy_id="a", damage=""))
+    assert seen.mended([CONFIG], own_folder_again) == []
+    assert seen.hear([CONFIG], beat("n1"), 2.0), "what is damaged later is told of again"

@@ -6,9 +6,11 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
+from msgspec import structs
 
 from kvstore.controller import membership
 from kvstore.controller.document import CLOCK_STEP
@@ -17,7 +19,7 @@ from kvstore.controller.map_store.interface import MapStore
 from kvstore.controller.map_store.sqlite import open_sqlite
 from kvstore.controller.membership import Announcement, ClusterState, FirstMembers
 from kvstore.errors import ChangeRefused, ForeignData, NotFound
-from kvstore.placement.cluster_map import ClusterMap
+from kvstore.placement.cluster_map import ClusterMap, Replica
 from tests.unit.controller.far_shards import LIMITS, FarShard, far_shards
 from tests.unit.controller.test_mover import Controller, controlled, form, until
 
@@ -105,6 +107,31 @@ async def test_the_confirmation_lists_the_transactions_whose_first_key_is_lost(
             assert word in refused.value.detail
         assert refused.value.members["transactions"] == lost
         assert (await controller.changes.give_up("s3", "s3"))["transactions"] == lost
+
+
+async def test_the_confirmation_names_the_nodes_whose_copies_are_given_up_too(
+    store: MapStore, far: dict[str, FarShard]
+) -> None:
+    await form(store, far, "s1", "s2", "s3")
+    async with controlled(store) as controller:
+        for state, said in (
+            ("in-sync", "Node s1 has a copy of shard s3 in sync, with all that was acknowledged: if it can come back"),
+            ("joining", "Node s1 may have an older copy of shard s3: `kvstore shard promote s3 --to s1 --accept-loss`"),
+        ):
+
+            def with_copy(present: ClusterState, state: Any = state) -> ClusterState:
+                assert present.map is not None
+                copy = Replica(node="s1", copy_id="c1", state=state, joined=present.map.epoch + 1)
+                shards = [structs.replace(s, replicas=[copy]) if s.id == "s3" else s for s in present.map.shards]
+                return structs.replace(
+                    present, map=structs.replace(present.map, epoch=present.map.epoch + 1, shards=shards)
+                )
+
+            await controller.document.change(with_copy)
+            with pytest.raises(ChangeRefused) as refused:
+                await controller.changes.give_up("s3", None)
+            assert refused.value.detail.startswith(said)
+            assert "would be reopened, empty" in refused.value.detail
 
 
 async def test_a_controller_that_died_between_the_two_maps_opens_after_its_start(

@@ -97,10 +97,13 @@ class QueueWire:
 class Cluster:
     """A primary's log and engine, its sender, and nodes with copies. `is_busy`: clients are at work on its node."""
 
-    def __init__(self, *nodes: str, segment_bytes: int = 1 << 20, times: Times = TIMES) -> None:
-        """`times`: of the copies."""
+    def __init__(
+        self, *nodes: str, segment_bytes: int = 1 << 20, times: Times = TIMES, copy_times: Times | None = None
+    ) -> None:
+        """`copy_times`: of the copies, if they are others than the primary's."""
         self.environment = Inline()
         self._times = times
+        self._copy_times = copy_times or times
         self.log = Log.create(SimulatedDisk(), FOLDER, "shard-s1", STORE_ID, segment_bytes=segment_bytes)
         self.engine = MemoryEngine(Identity(STORE_ID, None, "s1", 64))
         self.copies: dict[str, StoreCopy] = {}
@@ -183,7 +186,7 @@ class Cluster:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Cluster]:
         for name, node in self.nodes.items():
-            self.copies[name] = await make_copy(node.place, STORE_ID, self.environment, self._times)
+            self.copies[name] = await make_copy(node.place, STORE_ID, self.environment, self._copy_times)
         opening = self.log.append(CommitRecord(Clock()).encode(), 1)
         self.log.sync()
         state = shipping.opened(self.config, "n1", "start", opening, opening)
@@ -565,6 +568,17 @@ async def test_once_the_lease_is_given_back_nothing_is_answered_and_the_copy_may
         assert not cluster.sender.serves
         assert not cluster.sender.may_answer()
         await until(cluster.copies["n2"].lease.may_be_promoted)
+
+
+async def test_a_copy_with_a_shorter_lease_is_not_promoted_while_its_primary_may_answer() -> None:
+    """Its process was started with other settings than the primary's."""
+    async with Cluster("n2", copy_times=TIMES._replace(lease_s=0.1)).running() as cluster:
+        await cluster.in_sync("n2")
+        await until(cluster.sender.may_answer)
+        cluster.hold_up("n2")
+        assert cluster.sender.may_answer()
+        await until(cluster.copies["n2"].lease.may_be_promoted)
+        assert not cluster.sender.may_answer()
 
 
 async def test_a_primary_that_gave_its_lease_back_asks_for_none_any_more() -> None:
