@@ -33,8 +33,8 @@ def replicas(number: int, no_wait: bool, url: str, as_json: bool) -> None:
     primary that answers.
 
     \b
-    Exit codes: 0 all copies are there; 1 refused, or superseded; 130
-    interrupted. With --json the last line is the change, as in
+    Exit codes: 0 all copies are there, or as many as there are nodes; 1
+    refused, or superseded; 130 interrupted. With --json the last line is the change, as in
     GET /v1/changes/{id}.
 
     \b
@@ -46,7 +46,7 @@ def replicas(number: int, no_wait: bool, url: str, as_json: bool) -> None:
         f"replicas {number}",
         lambda kv, _: kv.replicate(number),
         lambda answer: f"there are to be {answer['replicas']} copies of every key",
-        f"{number} {'copy' if number == 1 else 'copies'} of every key",
+        "",
         moves=False,
     )
     run_change(change, False, no_wait, url, as_json)

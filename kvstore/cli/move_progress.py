@@ -17,6 +17,7 @@ from typing import Any
 from kvstore.cli.frame import complain, human_bytes
 
 _LINE_EVERY_S = 5.0
+_OF_COPIES = ("promote", "replicas")
 
 Document = Mapping[str, Any]  # of a change, as in GET /v1/changes/{id}
 
@@ -47,6 +48,8 @@ class MoveProgress:
 
     def parts(self, change: Document) -> list[str]:
         """`43%`, `12,345 keys at 2,345/s`, `1.2 MB`, `12 s left`, `max pause 31 ms`: short, for a line of 80."""
+        if change["kind"] in _OF_COPIES:
+            return [f"under way for {change['seconds']:,.0f} s"]
         if not change["partitions_total"]:
             return ["nothing has moved yet"]
         moving_s = time.monotonic() - self._moving_since_s if self._moving_since_s is not None else 0.0

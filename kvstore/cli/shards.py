@@ -52,7 +52,8 @@ def _checked_shard_url(context: click.Context, parameter: click.Parameter, url: 
 class ClusterChange(NamedTuple):
     """One command: what it asks for, and how it says what comes of it.
 
-    `ask` is called with `plan`. `done` names the state at the end, as in "s5 is up". `weight`: of a shard that is
+    `ask` is called with `plan`. `done` names the state at the end, as in "s5 is up"; without it
+    the change itself says so. `weight`: of a shard that is
     added. `moves`: partitions may have to move for it.
     """
 
@@ -302,10 +303,8 @@ def run_change(change: ClusterChange, plan: bool, no_wait: bool, url: str, as_js
             asyncio.run(running.run(url, plan, no_wait))
         except KeyboardInterrupt:
             if running.is_taken:
-                complain(
-                    "kvstore: interrupted; the change goes on. `kvstore status` shows how far it is, "
-                    "`kvstore shard cancel` stops it."
-                )
+                stops = "`kvstore shard cancel` stops it" if change.moves else "the command for what was takes it back"
+                complain(f"kvstore: interrupted; the change goes on. `kvstore status` shows how far it is, {stops}.")
             raise
 
 
@@ -349,7 +348,7 @@ class _Running:
         except NotFound as error:
             raise NotFound(error.detail, next_step="`kvstore shard list` shows all shards.") from None
         except (BadBody, BadParameter, ChangeRefused, ForeignData) as error:  # their detail says what to do
-            raise type(error)(error.detail, next_step="Nothing was changed.") from None
+            raise type(error)(error.detail, **(error.members | {"next_step": "Nothing was changed."})) from None
         except OutcomeUnknown as error:
             next_step = "`kvstore status` shows whether it was taken; the same command again does no harm."
             raise OutcomeUnknown(error.detail, next_step=next_step) from None
@@ -364,7 +363,8 @@ class _Running:
                 f"{ended['keys_done']:,} keys ({human_bytes(ended['bytes_done'])}) moved in {ended['seconds']:.1f} s, "
                 f"longest write pause {ended['write_pause_ms_max']:,.0f} ms"
             )
-        emit(self._as_json, ended, f"{self._change.done}: {moved}")
+        text = f"{self._change.done}: {moved}" if self._change.done else f"{ended['detail']} {moved.capitalize()}."
+        emit(self._as_json, ended, text)
 
 
 def _not_done(change: ClusterChange, ended: Answer) -> ChangeRefused:

@@ -151,7 +151,9 @@ def _waits_for_copies(change: Change, state: ClusterState) -> str:
         f"{shard.id} on {copy.node}" for shard in state.map.shards for copy in shard.replicas if copy.state == "joining"
     ]
     if joining:
-        return f"copies to be in sync: {', '.join(joining[:_WAITING_SHOWN_MAX])}"
+        more = len(joining) - _WAITING_SHOWN_MAX
+        shown = ", ".join(joining[:_WAITING_SHOWN_MAX])
+        return f"copies to be in sync: {shown}{f', and {more} more' if more > 0 else ''}"
     return "nodes to make or drop copies, which those that are down do when they are back"
 
 

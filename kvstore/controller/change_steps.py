@@ -17,6 +17,7 @@ from kvstore.controller.changes import Change, Pauses
 from kvstore.controller.membership import ClusterState, formed_map
 from kvstore.placement import moves
 from kvstore.placement.cluster_map import ClusterMap
+from kvstore.placement.copies import copies_that_fit
 
 Expect = Callable[[str, int], int | None]  # (source, partitions): about how many keys those have; None: unknown
 
@@ -36,7 +37,7 @@ def taken(before: ClusterState, after: ClusterState, change: Change, expect: Exp
 
 def cancelled(before: ClusterState, after: ClusterState, cancel: Change, ended_max: int) -> ClusterState:
     """The state `after` without moves; all changes that ran before are cancelled, by `cancel`."""
-    running = sum(change.is_running for change in before.changes)
+    running = sum(map(changes.is_cancellable, before.changes))
     known = changes.cancelled(before.changes, cancel.id, _standing(before.map), cancel.began_ms)
     detail = f"{running} change{'' if running == 1 else 's'} cancelled." if running else "There was nothing to cancel."
     ended = [*known, changes.done(cancel, cancel.began_ms, detail)]
@@ -81,9 +82,23 @@ def ended(state: ClusterState, pauses: Mapping[str, Pauses], now_ms: int, ended_
         if (found := pauses.get(change.id)) is not None:
             change = changes.with_pauses(change, found)
             if change.is_running and changes.is_reached(change, formed_map(state), state.wanted):
-                change = changes.done(change, now_ms)
+                change = changes.done(change, now_ms, _reached(change, formed_map(state)))
         known.append(change)
     return msgspec.structs.replace(state, changes=changes.kept(known, ended_max))
+
+
+def _reached(change: Change, cluster_map: ClusterMap) -> str:
+    """What has come of it, where that is not just what was asked for; else empty."""
+    if change.kind != "replicas" or change.replicas is None:
+        return ""
+    copies = 1 + copies_that_fit(cluster_map)
+    found = f"Every key has {copies} {'copy' if copies == 1 else 'copies'}"
+    if copies == change.replicas:
+        return f"{found}."
+    return (
+        f"{found}, not {change.replicas}: there are only {copies} nodes for them. `kvstore shard add` adds one, which "
+        "gets copies by itself."
+    )
 
 
 def _standing(cluster_map: ClusterMap | None) -> dict[str, int]:

@@ -116,9 +116,17 @@ def begun(changes: Sequence[Change], change: Change, planned: Mapping[str, int],
 
 
 def cancelled(changes: Sequence[Change], by: str, planned: Mapping[str, int], now_ms: int) -> list[Change]:
-    """None of them goes on: their moves were cancelled by the change of that id."""
+    """None of them goes on: their moves were cancelled by the change of that id.
+
+    What is asked of copies moves no partition, and goes on until another such change takes it back.
+    """
     why = f"Cancelled by change {by}"
-    return [_ended(c, "cancelled", why, planned, now_ms) if c.is_running and c.id != by else c for c in changes]
+    return [_ended(c, "cancelled", why, planned, now_ms) if is_cancellable(c) and c.id != by else c for c in changes]
+
+
+def is_cancellable(change: Change) -> bool:
+    """Whether it runs, and is about moves."""
+    return change.is_running and change.kind not in ("promote", "replicas")
 
 
 def done(change: Change, now_ms: int, detail: str = "") -> Change:

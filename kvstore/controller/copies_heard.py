@@ -92,7 +92,7 @@ class CopiesHeard:
     def _told_since(self, config: Configuration) -> bool:
         """Whether all nodes with its primary's copy or one in sync, as far as they are heard, have told since."""
         since = self._heard.committed_since(config.store_id)
-        nodes = [each.node for each in (config.primary, *config.in_sync)]
+        nodes = [config.primary.node, *(copy.node for copy in config.in_sync)]
         return all(self._heard.told_at(node) > since for node in nodes if self._heard.is_here(node, self._now))
 
     def is_joining(self, config: Configuration) -> bool:

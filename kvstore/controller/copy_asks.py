@@ -7,7 +7,7 @@ Leaves to others: doing it (`replicas`), storing what was asked for (`planning`)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -44,22 +44,36 @@ def with_replicas(state: ClusterState, replicas: int, unserved: Sequence[str]) -
     return msgspec.structs.replace(state, map=changed, preferred=preferred)
 
 
-def with_primary(state: ClusterState, shard_id: str, to: str) -> ClusterState:
+def with_primary(state: ClusterState, shard_id: str, to: str, is_dead: Callable[[str], bool]) -> ClusterState:
     """The state in which a person wants the shard's primary on that node.
 
-    Raises NotFound, ChangeRefused, Unavailable.
+    `is_dead`: whether a node is silent. Raises NotFound, ChangeRefused, Unavailable.
     """
     cluster_map = formed_map(state)
     shard = checked_shard(cluster_map, shard_id)
     present = configuration_of(cluster_map, shard_id)
     assert present is not None
+    others = [copy.node for copy in present.in_sync if not is_dead(copy.node)]
+    synced = ", ".join(others) or "none"
+    if cluster_map.node(to) is None:
+        known = ", ".join(node.id for node in cluster_map.nodes)
+        raise ChangeRefused(
+            f"there is no node {to!r}: the nodes are {known}. With a copy of shard {shard_id} in sync: {synced}.",
+            in_sync=others,
+        )
+    if to != shard.primary.node and plan_change(present, to) is not None and is_dead(to):
+        raise ChangeRefused(
+            f"node {to}, which has a copy of shard {shard_id} in sync, is silent: start it, or name another node "
+            f"(in sync: {synced}).",
+            in_sync=others,
+        )
     if to != shard.primary.node and plan_change(present, to) is None:
-        synced = ", ".join(copy.node for copy in present.in_sync) or "none"
         raise ChangeRefused(
             f"node {to} has no copy of shard {shard_id} that is in sync (in sync: {synced}): wait until it is, or name "
             "another node. If the disks of the others are lost, accept_loss goes on with an older copy.",
-            in_sync=[copy.node for copy in present.in_sync],
+            in_sync=others,
         )
-    others = {name: node for name, node in state.preferred.items() if name != shard_id}
-    preferred = others if to == shard_id else {**others, shard_id: to}
+    preferred = {name: node for name, node in state.preferred.items() if name != shard_id}
+    if to != shard_id:
+        preferred[shard_id] = to
     return msgspec.structs.replace(state, preferred=preferred)

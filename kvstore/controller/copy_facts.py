@@ -30,6 +30,7 @@ FAILOVERS_SHOWN_MAX = 5
 def described(places: Places, known: Sequence[Change] = ()) -> dict[str, Any]:
     """`silent`: for how many seconds each node that is held for dead was silent; `copies`: those of each shard;
     `unserved`: shards whose primary does not answer; `missing`: by shard, nodes whose copy is not in sync;
+    `given_up`: nodes whose shard has not left yet;
     `stranded`: shards without a primary, and without a copy in sync that could take over; `older`: shards that are not
     served since all that is here of them is older than it should be; `lacking_nodes`: so many more are asked for;
     `one_zone`: shards whose copies share a zone or host; `holds_still`: so many nodes are silent that nothing moves;
@@ -49,6 +50,7 @@ def described(places: Places, known: Sequence[Change] = ()) -> dict[str, Any]:
         "copies": {config.shard: [_copy(config, copy, heard) for copy in config.replicas] for config in configs},
         "unserved": places.unserved(),
         "missing": {config.shard: missing for config in configs if (missing := places.missing(config))},
+        "given_up": [node.id for node in cluster_map.nodes if node.given_up],
         "stranded": {config.shard: _stranded(config, places) for config in configs if _is_stranded(config, places)},
         "older": {config.shard: found for config in configs if (found := _older(config, places)) is not None},
         "lacking_nodes": max(0, cluster_map.replicas - sum(not node.given_up for node in cluster_map.nodes)),

@@ -191,7 +191,7 @@ class ChangeRoutes:
         if asked.confirm is not None:
             raise BadBody("confirm goes with accept_loss.")
         state, change_id = await self._changes.take(
-            "promote", lambda state: with_primary(state, shard, to), shard, to=to
+            "promote", lambda state: with_primary(state, shard, to, self._keeper.is_dead), shard, to=to
         )
         return _taken({"id": shard, "to": to, "epoch": formed_map(state).epoch, "change": change_id})
 

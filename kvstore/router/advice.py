@@ -79,6 +79,8 @@ def _copies(facts: Document, shards: Sequence[Document]) -> str:
             "what rows it has: it is not sure that it could take over. It is rebuilt if there is another one in sync. "
             "Look at the disk of that node, and start it again."
         )
+    if given_up := facts.get("given_up"):
+        return _given_up_nodes(given_up)
     if silent:
         return _silent(sorted(silent), facts.get("given_up_in_s"))
     if missing:
@@ -134,6 +136,15 @@ def _silent(nodes: Sequence[str], given_up_in_s: float | None) -> str:
     )
 
 
+def _given_up_nodes(nodes: Sequence[str]) -> str:
+    is_one = len(nodes) == 1
+    return (
+        f"Node {_names(nodes)} {'was' if is_one else 'were'} silent for too long and {'is' if is_one else 'are'} given "
+        "up: copies are made elsewhere, and the keys of its own shard move to the others. It joins again with an empty "
+        "folder."
+    )
+
+
 def _moving(moves: Sequence[Document]) -> dict[str, str]:
     partitions = sum(move["partitions"] for move in moves)
     if waiting := [move for move in moves if move["step"] == "waiting" and move["detail"]]:
@@ -150,12 +161,15 @@ def _down(down: list[str], shards: Sequence[Document], facts: Document) -> str:
     for shard_id, stranded in sorted(facts.get("stranded", {}).items()):
         if shard_id in down:
             return _stranded(shard_id, stranded, facts)
-    verb = "does" if len(down) == 1 else "do"
-    said = f"Shard {_names(down)} {verb} not answer: its keys cannot be read or written until"
+    is_one = len(down) == 1
+    said = f"Shard {down[0]} does not answer: its" if is_one else f"Shards {_names(down)} do not answer: their"
+    said += " keys cannot be read or written until"
     copies = [copy["node"] for s in shards if s["id"] in down for copy in s.get("copies", ()) if _is_in_sync(copy)]
     if copies and facts:
-        return f"{said} the copy on node {copies[0]} takes over, within a few seconds, or its own node is back."
-    return f"{said} it is back. `kvstore up` starts it again by itself; if it does not come back, its log says why."
+        takes = f"the copy on node {copies[0]} takes" if is_one else "copies take"
+        return f"{said} {takes} over, within a few seconds, or {'its own node is' if is_one else 'nodes are'} back."
+    back = "it is" if is_one else "they are"
+    return f"{said} {back} back. `kvstore up` starts what has ended again; if that does not help, its log says why."
 
 
 def _is_in_sync(copy: Document) -> bool:
@@ -187,7 +201,7 @@ def _not_whole(shard_id: str, stranded: Document, facts: Document) -> str:
     if away:
         said += f"one in sync takes its place when node {', or '.join(away)} is back. If that is lost, "
     else:
-        said += "there is no other one in sync. "
+        said += f"there is no other one in sync. If node {primary} was started with another folder, give it its own. "
     if (to := stranded["other"]) is not None:
         said += f"`kvstore shard promote {shard_id} --to {to} --accept-loss` goes on with the older copy there"
     elif joining and not away:

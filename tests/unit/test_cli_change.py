@@ -142,3 +142,9 @@ def test_a_bar_is_drawn_on_standard_error_only(capsys: pytest.CaptureFixture[str
     assert out == ""
     assert "waiting: s1 [bold] is down" in err
     assert "25%" in err
+
+
+def test_a_change_of_copies_moves_nothing_and_shows_for_how_long_it_is_under_way() -> None:
+    progress = MoveProgress("replicas 3")
+    assert progress.parts(document(kind="replicas", seconds=7.2)) == ["under way for 7 s"]
+    assert progress.parts(document(kind="promote", seconds=0.4)) == ["under way for 0 s"]

@@ -13,7 +13,7 @@ from kvstore.controller.change_report import Around, Doing
 from kvstore.controller.changes import Change, Kind, Pauses
 from kvstore.controller.membership import ClusterState, formed_map
 from kvstore.placement import moves
-from kvstore.placement.cluster_map import ClusterMap, at_home, first_map
+from kvstore.placement.cluster_map import ClusterMap, Replica, Shard, at_home, first_map
 from kvstore.transport.change_documents import MoveUnderWay
 
 FORMED = first_map("c", 64, [at_home(f"s{i}", f"http://s{i}:1", f"store-{i}") for i in (1, 2, 3)])
@@ -225,3 +225,46 @@ def test_the_kinds_that_are_not_about_moves_need_none() -> None:
     world.end()
     assert world.one("a").state == "done"
     assert world.shown("a")["detail"] == "It is done; no partition had to move."
+
+
+@pytest.mark.parametrize(("kind", "shard"), [("replicas", None), ("promote", "s1")])
+def test_what_is_asked_of_copies_goes_on_when_moves_are_cancelled(kind: Kind, shard: str | None) -> None:
+    asked = msgspec.structs.replace(change("a", kind, shard), replicas=2, to="s2")
+    world = World(ClusterState(map=msgspec.structs.replace(FORMED, replicas=2), changes=[asked]))
+    world.state = change_steps.cancelled(world.state, world.state, change("x", "cancel", at=7), 100)
+    assert world.one("a").state == "running"
+    assert world.one("x").detail == "There was nothing to cancel."
+
+
+@pytest.mark.parametrize(
+    ("asked", "detail"),
+    [
+        (1, "Every key has 1 copy."),
+        (3, "Every key has 3 copies."),
+        (5, "Every key has 3 copies, not 5: there are only 3 nodes for them. `kvstore shard add` adds one, which gets"),
+    ],
+)
+def test_how_many_copies_there_are_is_said_when_there_are_as_many_as_there_can_be(asked: int, detail: str) -> None:
+    def copied(shard: Shard) -> Shard:
+        others = [node for node in ("s1", "s2", "s3") if node != shard.id][: asked - 1]
+        copies = [Replica(node=node, copy_id=f"{shard.id}-{node}", state="in-sync", joined=1) for node in others]
+        return msgspec.structs.replace(shard, replicas=copies)
+
+    cluster_map = msgspec.structs.replace(FORMED, replicas=asked, shards=[copied(shard) for shard in FORMED.shards])
+    goal = msgspec.structs.replace(change("a", "replicas"), replicas=asked)
+    world = World(ClusterState(map=cluster_map, changes=[goal]))
+    world.end()
+    assert world.shown("a")["state"] == "done"
+    assert world.shown("a")["detail"].startswith(detail)
+
+
+def test_of_many_copies_that_are_waited_for_some_are_named_and_the_others_counted() -> None:
+    def joining(shard: Shard) -> Shard:
+        others = [node for node in ("s1", "s2", "s3") if node != shard.id]
+        copies = [Replica(node=node, copy_id=f"{shard.id}-{node}", state="joining", joined=1) for node in others]
+        return msgspec.structs.replace(shard, replicas=copies)
+
+    cluster_map = msgspec.structs.replace(FORMED, replicas=3, shards=[joining(shard) for shard in FORMED.shards])
+    goal = msgspec.structs.replace(change("a", "replicas"), replicas=3)
+    waiting = World(ClusterState(map=cluster_map, changes=[goal])).shown("a")["waiting_for"]
+    assert waiting == "copies to be in sync: s1 on s2, s1 on s3, s2 on s1, and 3 more"

@@ -381,6 +381,22 @@ async def test_the_primary_changes_to_the_copy_that_the_lease_was_given_back_to(
     await nodes.until(lambda: nodes.config("s1").primary.node == "s2")
 
 
+async def test_a_primary_is_promoted_neither_on_a_silent_node_nor_on_one_that_does_not_exist(nodes: Nodes) -> None:
+    await in_sync(nodes)
+    status, said = await nodes.controller.call("POST", "/v1/shards/s1/promote", json={"to": "s9"})
+    assert (status, said["in_sync"]) == (409, ["s2"])
+    assert "there is no node 's9': the nodes are s1, s2" in said["detail"]
+    nodes.dead.add("s2")
+    async with asyncio.timeout(60):
+        while status_and_said := await nodes.controller.call("POST", "/v1/shards/s1/promote", json={"to": "s2"}):
+            status, said = status_and_said
+            if status != 202:
+                break
+            await nodes.beats()
+    assert (status, said["in_sync"]) == (409, [])
+    assert "node s2, which has a copy of shard s1 in sync, is silent: start it" in said["detail"]
+
+
 async def test_a_lease_that_was_given_back_does_not_wait_for_the_pause_between_two_decisions(
     nodes: Nodes, monkeypatch: pytest.MonkeyPatch
 ) -> None:

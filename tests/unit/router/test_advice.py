@@ -36,7 +36,11 @@ WELL: dict[str, Any] = {
         ({}, "ok", "All is well: 2 shards up"),
         ({"shards": [UP]}, "ok", "1 shard up"),
         ({"shards": [UP, {"id": "s2", "state": "down"}]}, "warning", "Shard s2 does not answer"),
-        ({"shards": [{"id": "s1", "state": "down"}, {"id": "s2", "state": "down"}]}, "warning", "s1, s2 do not answer"),
+        (
+            {"shards": [{"id": "s1", "state": "down"}, {"id": "s2", "state": "down"}]},
+            "warning",
+            "s1, s2 do not answer: their keys",
+        ),
         ({"shards": [{**UP, "disk_full": True}]}, "warning", "The disk of s1 is nearly full"),
         ({"moves": [MOVE, MOVE]}, "busy", "14 partitions still to move"),
         ({"moves": [{**MOVE, "step": "waiting", "detail": "shard s2 is away"}]}, "warning", "shard s2 is away"),
@@ -59,6 +63,7 @@ WELL: dict[str, Any] = {
         ({"copies": {"unproved": {"s2": ["s1"]}}}, "warning", "copy of shard s2 on node s1 takes records, and did not"),
         ({"copies": {"silent": {"s2": 1, "s1": 2}, "holds_still": True}}, "warning", "Nodes s1, s2 are silent, too"),
         ({"copies": {"silent": {"s1": 3.0}, "given_up_in_s": 540.0}}, "warning", "In 540 s it is given up"),
+        ({"copies": {"silent": {"s1": 900.0}, "given_up": ["s1"]}}, "warning", "too long and is given up: copies are"),
         ({"copies": {"lacking_nodes": 1}}, "warning", "add another one with `kvstore shard add`"),
         ({"copies": {"one_zone": ["s1"]}}, "warning", "Copies of shard s1 lie in one zone"),
         ({"shards": [{**DOWN, "copies": [COPY]}], "copies": {"silent": {}}}, "warning", "copy on node s3 takes"),
@@ -74,12 +79,12 @@ WELL: dict[str, Any] = {
         (
             {"shards": [DOWN], "copies": {"stranded": {"s2": DAMAGED}, "silent": {"s3": 9}, "copies": {"s2": [COPY]}}},
             "warning",
-            "there is no other one in sync. Node s3 may have an older one",
+            "If node s4 was started with another folder, give it its own. Node s3 may have an older one",
         ),
         (
             {"shards": [DOWN], "copies": {"stranded": {"s2": DAMAGED | {"other": "s3"}}}},
             "warning",
-            "damaged, and there is no other one in sync. `kvstore shard promote s2 --to s3 --accept-loss`",
+            "started with another folder, give it its own. `kvstore shard promote s2 --to s3 --accept-loss`",
         ),
         (
             {"shards": [DOWN], "copies": {"stranded": {"s2": AWAY}, "silent": {"s3": 9}}},
