@@ -192,10 +192,12 @@ class CopyStats(msgspec.Struct):
 
 
 def copy_families(
-    stats: CopyStats, copies_by_state: dict[str, float], silent_nodes: int, rows_left: int
+    stats: CopyStats, copies_by_state: dict[str, float], silent_nodes: int, rows_left: int, under_replicated: int
 ) -> Iterator[Metric]:
     """The metric families of copies, for the controller."""
     yield gauge_family("kvstore_copies", "Copies beside the primaries", copies_by_state, "state")
+    text = "Shards with fewer copies in sync than are asked for"
+    yield GaugeMetricFamily("kvstore_shards_under_replicated", text, value=under_replicated)
     text = "Rows that snapshots, which fill copies, have still to bring"
     yield GaugeMetricFamily("kvstore_snapshot_rows_left", text, value=rows_left)
     yield GaugeMetricFamily("kvstore_nodes_silent", "Nodes that are held for dead", value=silent_nodes)

@@ -30,6 +30,7 @@ FAILOVERS_SHOWN_MAX = 5
 def described(places: Places, known: Sequence[Change] = ()) -> dict[str, Any]:
     """`silent`: for how many seconds each node that is held for dead was silent; `copies`: those of each shard;
     `unserved`: shards whose primary does not answer; `missing`: by shard, nodes whose copy is not in sync;
+    `under_replicated`: shards with fewer copies in sync than are asked for;
     `given_up`: nodes whose shard has not left yet;
     `stranded`: shards without a primary, and without a copy in sync that could take over; `older`: shards that are not
     served since all that is here of them is older than it should be; `lacking_nodes`: so many more are asked for;
@@ -53,6 +54,11 @@ def described(places: Places, known: Sequence[Change] = ()) -> dict[str, Any]:
         "given_up": [node.id for node in cluster_map.nodes if node.given_up],
         "stranded": {config.shard: _stranded(config, places) for config in configs if _is_stranded(config, places)},
         "older": {config.shard: found for config in configs if (found := _older(config, places)) is not None},
+        "under_replicated": [
+            shard.id
+            for shard, config in zip(cluster_map.shards, configs, strict=True)
+            if shard.state != "leaving" and 1 + len(config.in_sync) < cluster_map.replicas
+        ],
         "lacking_nodes": max(0, cluster_map.replicas - sum(not node.given_up for node in cluster_map.nodes)),
         "one_zone": [config.shard for config in configs if _shares_zone(config, places)],
         "holds_still": holds_still,
@@ -71,7 +77,8 @@ def families(stats: CopyStats, facts: dict[str, Any] | None) -> Iterator[Metric]
     by_state = Counter({"in-sync": 0, "joining": 0}) + Counter(str(copy["state"]) for copy in copies)
     silent = len(facts["silent"]) if facts is not None else 0
     rows_left = sum(copy["rows_total"] - copy["rows_done"] for copy in copies if "rows_total" in copy)
-    return copy_families(stats, dict(by_state), silent, rows_left)
+    under_replicated = len(facts["under_replicated"]) if facts is not None else 0
+    return copy_families(stats, dict(by_state), silent, rows_left, under_replicated)
 
 
 def _copy(config: Configuration, copy: Replica, heard: Heard) -> dict[str, Any]:

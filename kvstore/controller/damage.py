@@ -69,8 +69,8 @@ class DamageSeen:
     def mended(self, configs: Sequence[Configuration], heard: Heard) -> list[Damaged]:
         """Those whose place another copy in sync has taken, each of them once.
 
-        One that is over in another way is forgotten: it has another place, its shard has left, or its node tells of that
-        very copy whole, since its own folder was put back.
+        One that is over in another way is forgotten: it has another place, its shard has left, or its node tells of
+        that very copy whole, since its own folder was put back.
         """
         now_damaged = reported(configs, heard)
         gone = [each for each in self._seen.values() if each.node not in now_damaged.get(each.shard, {})]

@@ -248,7 +248,8 @@ def _check_partitions(shard_id: str, partitions: int | None, wanted: int) -> Non
 def _was_removed(shard_id: str) -> ForeignData:
     return ForeignData(
         f"shard {shard_id} was removed from this cluster, or given up because its node was silent for too long, and "
-        "its file is out of date: all that it had is with the others; move its file away to join again, as a new shard."
+        f"its files are out of date: all that it had is with the others; move shard-{shard_id}.* away (.db, .id, "
+        ".log.*), or start it with an empty folder, to join again as a new shard."
     )
 
 

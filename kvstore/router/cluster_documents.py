@@ -77,7 +77,9 @@ def _awaited(shard: Mapping[str, Any], document: Mapping[str, Any], facts: Mappi
         return f"node {silent[0]}, which is silent{after}"
     for copy in shard["copies"]:
         if copy["state"] == "joining":
-            lag = "" if copy["lag"] is None else f", which is {copy['lag']:,} records behind"
+            lag = ""
+            if copy["lag"] is not None:
+                lag = f", which is {copy['lag']:,} records behind" if copy["lag"] else ", which has every record by now"
             if "rows_total" in copy:
                 lag = f", which has {copy['rows_done']:,} of {copy['rows_total']:,} rows"
             return f"the copy on node {copy['node']}{lag}"

@@ -121,6 +121,17 @@ async def in_sync(nodes: Nodes) -> None:
     await nodes.until(lambda: nodes.config("s1").in_sync)
 
 
+async def test_shards_with_fewer_copies_in_sync_than_are_asked_for_are_counted(nodes: Nodes) -> None:
+    async def under_replicated() -> str:
+        async with nodes.controller.session.get(f"{nodes.controller.url}/metrics") as answer:
+            lines = (await answer.text()).splitlines()
+        return next(line for line in lines if line.startswith("kvstore_shards_under_replicated "))
+
+    assert (await under_replicated()).endswith(" 0.0"), "one copy is asked for"
+    await in_sync(nodes)
+    assert (await under_replicated()).endswith(" 1.0"), "that of s2 is not in sync yet"
+
+
 async def test_a_silent_primary_is_replaced_once_its_copy_says_that_it_does_not_hear_it_either(nodes: Nodes) -> None:
     await in_sync(nodes)
     nodes.dead.add("s1")
@@ -387,12 +398,11 @@ async def test_a_primary_is_promoted_neither_on_a_silent_node_nor_on_one_that_do
     assert (status, said["in_sync"]) == (409, ["s2"])
     assert "there is no node 's9': the nodes are s1, s2" in said["detail"]
     nodes.dead.add("s2")
+    status = 202
     async with asyncio.timeout(60):
-        while status_and_said := await nodes.controller.call("POST", "/v1/shards/s1/promote", json={"to": "s2"}):
-            status, said = status_and_said
-            if status != 202:
-                break
+        while status == 202:
             await nodes.beats()
+            status, said = await nodes.controller.call("POST", "/v1/shards/s1/promote", json={"to": "s2"})
     assert (status, said["in_sync"]) == (409, [])
     assert "node s2, which has a copy of shard s1 in sync, is silent: start it" in said["detail"]
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
+import pytest
 
 from kvstore.metrics import ShardStats
 from kvstore.placement.cluster_map import Move, Replica, Strike, at_home, first_map, map_of
 from kvstore.placement.ring import key_hash
+from kvstore.router.cluster_documents import under_replicated
 from kvstore.router.event_documents import (
     CHANGES_ENDED_MAX,
     Sample,
@@ -155,3 +157,18 @@ def test_an_attempt_that_holds_keys_in_two_shards_is_one() -> None:
         {shard: {**facts, "attempts": [{**facts["attempts"][0], "age_s": 9.0}]} for shard, facts in live.items()}
     )
     assert transactions_identity(older) == transactions_identity(document)
+
+
+@pytest.mark.parametrize(
+    ("lag", "awaited"),
+    [
+        (None, "the copy on node s2"),
+        (0, "the copy on node s2, which has every record by now"),
+        (1200, "the copy on node s2, which is 1,200 records behind"),
+    ],
+)
+def test_how_far_a_copy_is_that_is_waited_for_is_said(lag: int | None, awaited: str) -> None:
+    shard = {"id": "s1", "state": "up", "copies": [{"node": "s2", "state": "joining", "lag": lag}]}
+    document = {"replicas": 2, "nodes": [{"id": "s1"}, {"id": "s2"}], "shards": [shard]}
+    (found,) = under_replicated(document, {"missing": {"s1": ["s2"]}, "silent": {}})
+    assert found == {"shard": "s1", "in_sync": 1, "wanted": 2, "awaited": awaited}
