@@ -79,7 +79,7 @@ class OperatorChanges:
         `change`: the id of the change that it is. Raises NotFound, ChangeRefused if `confirm` is not the shard's id,
         Unavailable.
         """
-        shard = membership.formed_map(await self._document.read()).shard(shard_id)
+        shard = membership.formed_map(await self._planner.read()).shard(shard_id)
         if shard is None:
             raise NotFound(f"there is no shard {shard_id}.", next_step="`kvstore shard list` shows them.")
         if confirm != shard_id:

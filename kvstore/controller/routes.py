@@ -187,6 +187,7 @@ class ChangeRoutes:
         asked: NewPrimary = call.body
         shard, to = call.argument, asked.to
         if asked.accept_loss:
+            await self._formed()
             return _taken(await self._keeper.promote_with_loss(shard, to, asked.confirm))
         if asked.confirm is not None:
             raise BadBody("confirm goes with accept_loss.")
@@ -197,10 +198,17 @@ class ChangeRoutes:
 
     async def patch_cluster(self, call: Call) -> Response:
         replicas: int = call.body.replicas
-        places = self._keeper.places(formed_map(await self._document.read()))
+        places = self._keeper.places(await self._formed())
         rule = partial(with_replicas, replicas=replicas, unserved=places.unserved() if places is not None else ())
         state, change_id = await self._changes.take("replicas", rule, replicas=replicas)
         return _taken({"replicas": replicas, "epoch": formed_map(state).epoch, "change": change_id})
+
+    async def _formed(self) -> ClusterMap:
+        """The map. Raises Unavailable, and ControllerBehind if it was lost."""
+        state = await self._document.read()
+        if lost := self._changes.recovery.lost(state):
+            raise lost
+        return formed_map(state)
 
     async def get_recovery(self, call: Call) -> Response:
         return json_response(200, described(await self._changes.recovery.found()))

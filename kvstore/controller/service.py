@@ -128,7 +128,7 @@ class ClusterService:
                 state = await self._document.read()
                 why = self._document.behind(state) or self._recovery.lost(state)
                 if why is not None and said.is_news(why.detail):
-                    _log.error("%s: nothing is changed until then. %s", why.detail, why.next_step)
+                    _log.error("%s Until that is mended nothing is changed. %s", why.detail, why.next_step)
 
     async def tell(self, store_id: str, told: Told) -> Told:
         """Keep what a store tells of its log; returns the highest that it has told. Raises Unavailable."""

@@ -140,8 +140,16 @@ async def test_a_controller_whose_file_was_lost_goes_on_with_the_map_of_its_shar
             for shard_id in ("s1", "s2"):  # no second cluster is formed
                 status, refused = await controller.announce(shard_id)
                 assert (status, refused["code"]) == (503, "controller-behind")
-            for method, path in (("GET", "/v1/map"), ("POST", "/v1/moves"), ("DELETE", "/v1/shards/s1")):
-                status, refused = await controller.call(method, path)
+            for method, path, body in (
+                ("GET", "/v1/map", None),
+                ("POST", "/v1/moves", None),
+                ("DELETE", "/v1/shards/s1", None),
+                ("PATCH", "/v1/cluster", {"replicas": 2}),
+                ("POST", "/v1/shards/s1/promote", {"to": "s2"}),
+                ("POST", "/v1/shards/s1/promote", {"to": "s2", "accept_loss": True}),
+                ("POST", "/v1/shards/s1/accept-old", {"confirm": "s1"}),
+            ):
+                status, refused = await controller.call(method, path, json=body)
                 assert (status, refused["code"]) == (503, "controller-behind"), path
             status, shown = await controller.call("GET", "/v1/recovery")
             assert (status, shown["epoch"], shown["told"], shown["silent"]) == (200, 1, ["s1", "s2"], [])
