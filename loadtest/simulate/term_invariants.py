@@ -211,7 +211,7 @@ def check_given_up(before: ClusterMap, after: ClusterMap, away: Sequence[str]) -
 
 
 def check_asked(before: Shard, after: Shard, away_s: float) -> None:
-    """In a term no copy comes in sync or goes without its primary, but for one that its node has lost.
+    """In a term no copy comes in sync or goes without its primary, but for one that is lost.
 
     `away_s`: for how long the primary did not run. Raises Violation.
     """
