@@ -201,7 +201,7 @@ class Cluster:
                 self.committed.append,
                 self._note_news,
                 lambda: self.is_busy,
-                lambda: self.syncs,
+                syncs=lambda: self.syncs,
             ),
         )
         works = [
