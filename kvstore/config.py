@@ -140,6 +140,7 @@ class Limits(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=Tr
     changes_kept_max: int = 100
     map_poll_s: float = 10.0
     map_write_tries_max: int = 20
+    settle_timeout_s: float = 2.0
     stop_timeout_s: float = 8.0
     restart_wait_s_max: float = 2.0
 

@@ -30,7 +30,7 @@ from kvstore.shard.node import Node, OtherPartitions
 from kvstore.shard.routes import NodeRoutes, make_table
 from kvstore.transport.http.requests import HostGuard
 from kvstore.transport.http.routes import answer_call
-from kvstore.transport.http.server import Server, start_server, warn_if_exposed
+from kvstore.transport.http.server import Server, start_server, stop_listening, warn_if_exposed
 from kvstore.transport.sessions import ClusterSession
 from kvstore.transport.versions import FIELDS
 
@@ -108,6 +108,7 @@ async def _serve(
         runner = await start_server(server, *listen_address(listen), _SHUTDOWN_TIMEOUT_S)
         at_the_end.push_async_callback(runner.cleanup)
         at_the_end.push_async_callback(routes.close)
+        at_the_end.push_async_callback(stop_listening, runner)  # first: routers come back at once
         url = f"http://{advertised(listen, advertise, runner.addresses[0][1])}"
         if url != f"http://{listen}":  # else its parent knows
             bound = address_text(*runner.addresses[0][:2])

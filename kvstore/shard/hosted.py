@@ -151,6 +151,15 @@ class HostedStore:
         self.given_back = order.term
         return True
 
+    def seal(self) -> None:
+        """Take no more writes: they are refused, unexecuted."""
+        self.store.tables.is_sealed = True
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether all writes that it took are answered, but for those that wait for a lock, unexecuted."""
+        return not self.is_open or self.given_back > 0 or self.store.pipeline.is_idle
+
     def labels(self, node_id: str) -> StoreLabels:
         """Of its metrics."""
         return StoreLabels(node_id, self.shard_id, "primary")

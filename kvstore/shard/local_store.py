@@ -83,6 +83,12 @@ class LocalStore:
         return self.files.copy.engine.identity if self.files is not None else None
 
     @property
+    def is_settled(self) -> bool:
+        """Whether no write that came is executed and not answered. What is closed now may still answer."""
+        changes_hands = self.identity is None
+        return self.hosted.is_settled if self.hosted is not None else not changes_hands
+
+    @property
     def store_id(self) -> str:
         """Of the store that lies here, also while its files change hands between primary and copy."""
         identity = self.identity

@@ -23,12 +23,13 @@ from kvstore.shard.hellos import Hellos, Memory
 from kvstore.shard.hosted import Surroundings
 from kvstore.shard.node_stores import NodeStores
 from kvstore.shard.resident import Resident
+from kvstore.transport.connections import Connections
 from kvstore.transport.map_follower import MapFollower
 from kvstore.transport.sessions import ClusterSession
 
 log = logging.getLogger(__name__)
 
-_NOT_FOUND, _CONFLICT = 404, 409
+_NOT_FOUND, _CONFLICT, _UNAVAILABLE = 404, 409, 503
 
 
 class OtherPartitions(Exception):
@@ -54,6 +55,7 @@ class Node:
     ) -> None:
         self.node_id = around.node_id
         self.stores = stores
+        self.connections = Connections(around.limits)
         self._hellos = hellos
         self._follower = follower
         self._beats = beats
@@ -96,6 +98,8 @@ class Node:
 
     async def admit_process(self, session_id: str, peer: str | None) -> Refused | None:
         """Whether a process that names this session is refused."""
+        if self.connections.ended:
+            return Refused(_UNAVAILABLE, f"shard {self.node_id} ends")
         status = await self._hellos.refusal(session_id, peer)
         return Refused(status, f"shard {self.node_id} is in another session") if status is not None else None
 
@@ -170,6 +174,9 @@ class Node:
         if not stop.at_once.is_set():
             await until_one_ends(self._hand_on(), stop.at_once.wait())
         await self.stores.end()
+        # Where none is connected, none waits for an answer.
+        is_settled = not self.connections or await self.stores.settle(self._limits.settle_timeout_s)
+        self.connections.end(is_settled=is_settled)  # before anything is awaited: nothing is begun in between
 
     async def _hand_on(self) -> None:
         """Have others take over what this node serves, and refuse for a moment what routers still ask here.

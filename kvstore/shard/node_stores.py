@@ -24,6 +24,8 @@ from kvstore.transport.channel import Handle
 
 log = logging.getLogger(__name__)
 
+_SETTLE_LOOK_S = 0.002
+
 
 class NodeStores:
     """`around`: what they share, but for connections to copies, which go where the newest map says that nodes are."""
@@ -87,6 +89,22 @@ class NodeStores:
     async def end(self) -> None:
         """What served stores do before the process ends."""
         await asyncio.gather(*(hosted.end() for hosted in self.by_shard.served if hosted.is_open))
+
+    async def settle(self, timeout_s: float) -> bool:
+        """Take no more writes, and wait until those that came are answered or will never be executed.
+
+        Returns whether they are; if they are not in that time, False.
+        """
+        environment = self._around.environment
+        ends_s = environment.monotonic_s() + timeout_s
+        while True:
+            for hosted in self.by_shard.served:
+                hosted.seal()  # each time: another may be served by now
+            if all(resident.local.is_settled for resident in self.by_shard.values()):
+                return True
+            if environment.monotonic_s() >= ends_s:
+                return False
+            await environment.sleep(_SETTLE_LOOK_S)
 
     def _spawn(self, resident: Resident) -> None:
         task = asyncio.create_task(resident.run())

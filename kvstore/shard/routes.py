@@ -21,7 +21,6 @@ from kvstore.metrics import exposition, shard_families
 from kvstore.shard.copy_wires import accept
 from kvstore.shard.node import Node, Refused
 from kvstore.transport.bodies import BodyReader
-from kvstore.transport.channel import Connection
 from kvstore.transport.http.responses import TEXT, Response, json_response
 from kvstore.transport.http.routes import (
     Call,
@@ -62,7 +61,7 @@ class NodeRoutes:
         except ConnectionError:  # it has left in the meantime, as after a pause of this process
             return Response(_UNAVAILABLE)
         with self._open(socket):
-            await Connection(self._limits).serve(socket, resident.handle, self._node.stores.handle_of)
+            await self._node.connections.serve(socket, resident.handle, self._node.stores.handle_of)
         return socket
 
     async def get_copies(self, call: Call) -> Any:
@@ -100,7 +99,8 @@ class NodeRoutes:
         return Response(200, exposition(shard_families(self._node.stats())), TEXT)
 
     async def close(self) -> None:
-        """End the channels."""
+        """End the channels, then what else is open."""
+        await self._node.connections.close()
         for socket in list(self._sockets):
             await socket.close(code=aiohttp.WSCloseCode.GOING_AWAY)
 

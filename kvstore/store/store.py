@@ -50,7 +50,7 @@ from kvstore.store.verification import Verification
 from kvstore.store.write_set import Sink
 from kvstore.transactions.locks import LockTable
 
-_CLOSE_S = 3.0  # for copies to answer
+_CLOSE_S = 1.0  # for copies to answer
 _OF_FILE = ("apply", "clean", "log")
 
 

@@ -38,8 +38,8 @@ class Tables:
     """`clock`, `executed`: as of the newest decided batch; `visible`, `served`: of the newest visible one.
 
     `term`: of the records that are appended. `sender`: ships them to copies; None as long as no map has named one.
-    `is_sealed`: no more operations are taken, because another node is to take over. `file_full`: the file could not
-    take what was to be applied to it, the last time that this was tried.
+    `is_sealed`: no more operations are taken, because another node is to take over, or the process is about to end.
+    `file_full`: the file could not take what was to be applied to it, the last time that this was tried.
     """
 
     environment: Environment
@@ -72,4 +72,4 @@ class Tables:
 
     def takes_writes(self) -> bool:
         """Whether operations are taken in: in a term that goes on."""
-        return self.sender is None or (self.sender.serves and not self.is_sealed)
+        return not self.is_sealed and (self.sender is None or self.sender.serves)

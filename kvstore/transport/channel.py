@@ -21,7 +21,8 @@ Leaves to others: what the operations mean (`shard.service`), which shard to ask
 A lost connection means for an operation that never left: `Unavailable`, nothing was done. For a read that left: the
 same. For a write that left: `OutcomeUnknown`. The same holds for one that was not answered within
 `request_timeout_s`; a shard that let a request time out and has sent nothing at all in that time (it hangs, or the
-network swallows frames) loses its connection.
+network swallows frames) loses its connection. A shard that ends in order answers what it has executed, then closes the
+connection with the code SETTLED: nothing else was, and all of it is `Unavailable`.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ from kvstore.transport.frames import decode_apart
 from kvstore.transport.link import Links
 from kvstore.transport.outbox import Outbox
 from kvstore.transport.sessions import ClusterSession
+from kvstore.transport.under_way import SETTLED
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +57,8 @@ class Connection:
     def __init__(self, limits: Limits) -> None:
         self.closed = False
         self.strike = 0  # the last one that the other end follows
+        self._socket: web.WebSocketResponse | None = None
+        self._leaving: asyncio.Task[None] | None = None
         self._outbox = Outbox(limits.frame_bytes_max)
         self._bytes_max = limits.channel_bytes_max
 
@@ -67,12 +71,15 @@ class Connection:
         self, socket: web.WebSocketResponse, handle: Handle, store_of: Callable[[str], Handle | None] | None = None
     ) -> None:
         """Pass each request to `handle` until the router leaves; those for another store to what `store_of` names."""
+        self._socket = socket
         sender = asyncio.create_task(self._outbox.run(socket))
         try:
             async for message in socket:
                 if message.type is not aiohttp.WSMsgType.BINARY:
                     log.error("a router's connection ends: %s", message.data)  # too large a frame, for example
                     break
+                if self.closed:
+                    continue
                 for request in self._requests(message.data):
                     if type(request) is Names:
                         self.strike = request.strike
@@ -85,9 +92,24 @@ class Connection:
             log.error("a router sent a frame that is none: %s", error)
         finally:
             self.closed = True
+            if self._leaving is not None:
+                await asyncio.wait((self._leaving,))  # else the server would end the connection before the router does
             sender.cancel()
             await asyncio.gather(sender, return_exceptions=True)
             await socket.close()
+
+    async def leave(self, *, is_settled: bool) -> None:
+        """Close the connection once the answers that are there have left. It is `closed` by now.
+
+        `is_settled`: nothing that is not answered was executed, or will be. Else the router cannot know.
+        """
+        self._leaving = asyncio.create_task(self._leave(is_settled))
+        await self._leaving
+
+    async def _leave(self, is_settled: bool) -> None:
+        if self._socket is not None:
+            has_all = await self._outbox.flushed()
+            await self._socket.close(code=SETTLED if is_settled and has_all else aiohttp.WSCloseCode.GOING_AWAY)
 
     def _requests(self, frame: bytes) -> list[Request]:
         """Those of the frame; what is none is refused by itself. Raises msgspec.DecodeError if all of it is none."""

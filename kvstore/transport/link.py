@@ -24,11 +24,12 @@ from kvstore.protocol import WRITES, Acquire, ForStore, Get, Names, Request, Sca
 from kvstore.transport.dialing import Dialer, Outage
 from kvstore.transport.outbox import Outbox
 from kvstore.transport.sessions import ClusterSession
-from kvstore.transport.under_way import GET_BYTES, Addressee, Pending, UnderWay, page_bytes, unavailable
+from kvstore.transport.under_way import GET_BYTES, SETTLED, Addressee, Pending, UnderWay, page_bytes, unavailable
 
 log = logging.getLogger(__name__)
 
 _SWEEP_S = 0.25
+_CLOSES = (aiohttp.WSMsgType.CLOSE, aiohttp.WSMsgType.CLOSING, aiohttp.WSMsgType.CLOSED)
 
 
 class NodeLink:
@@ -152,18 +153,20 @@ class NodeLink:
             self._put_strike()  # before anything else that leaves by this connection
         self.connected = True
         sender = asyncio.create_task(self._outbox.run(socket, self.under_way.note_sent))
+        is_settled = False
         try:
-            async for message in socket:
-                if message.type is not aiohttp.WSMsgType.BINARY:
-                    log.error("the connection to shard %s ends: %s", self._channels[0].shard_id, message.data)
-                    break
+            while (message := await socket.receive()).type is aiohttp.WSMsgType.BINARY:
                 self._heard_s = self._loop.time()
                 self.under_way.take(decode_replies(message.data))
+            is_settled = message.type is aiohttp.WSMsgType.CLOSE and message.data == SETTLED
+            if message.type not in _CLOSES:
+                log.error("the connection to shard %s ends: %s", self._channels[0].shard_id, message.data)
         finally:
             self.connected = False
             self._socket = None
             sender.cancel()  # nothing more leaves
-            self.under_way.fail_all("closed the connection")  # before anything is awaited: the link may end just now
+            # Before anything is awaited: the link may end just now.
+            self.under_way.fail_all("closed the connection", is_settled=is_settled)
             await asyncio.gather(sender, return_exceptions=True)
 
     async def _sweep(self) -> None:

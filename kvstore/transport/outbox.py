@@ -28,6 +28,7 @@ class Outbox:
         self._frame_bytes_max = frame_bytes_max
         self._wake: asyncio.Future[None] | None = None
         self._is_due = False
+        self._is_sending = False
         self._has_timer = False
         self._ended = False
         self._taken: asyncio.Event | None = None
@@ -38,8 +39,17 @@ class Outbox:
         Until it has taken some, or has left.
         """
         while len(self._messages) > _FEW and not self._ended and self._bytes > bytes_max:
-            self._taken = asyncio.Event()
-            await self._taken.wait()
+            await self._until_taken()
+
+    async def flushed(self) -> bool:
+        """Wait until all that was put has been handed to the socket. False if that has ended before."""
+        while (self._messages or self._is_sending) and not self._ended:
+            await self._until_taken()
+        return not self._messages and not self._is_sending
+
+    async def _until_taken(self) -> None:
+        self._taken = self._taken or asyncio.Event()
+        await self._taken.wait()
 
     def put(self, message: Any, size: int | None = None) -> None:
         """Put the message behind those that wait. `size`: what it counts for, where that is known."""
@@ -99,8 +109,10 @@ class Outbox:
         if messages:
             if on_sent is not None:
                 on_sent(messages)
+            self._is_sending = True
             for frame in self._frames(messages):
                 await socket.send_bytes(frame)
+            self._is_sending = False
 
     def _frames(self, messages: list[Any]) -> Iterator[bytes]:
         """The frames of these messages: one, as a rule.

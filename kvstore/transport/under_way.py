@@ -2,7 +2,7 @@
 
 Owns: those that wait, by their ids, and their bytes.
 Promises: pure but for the futures. Every operation gets exactly one outcome. Without an answer a write that left is of
-unknown outcome; of anything else nothing was done.
+unknown outcome, unless the node has said that it has answered all that it executed; of anything else nothing was done.
 Leaves to others: bounds, ids and deadlines (`link`), messages on their way (`outbox`).
 """
 
@@ -15,9 +15,10 @@ from typing import Any, Protocol
 import msgspec
 
 from kvstore.config import Limits
-from kvstore.errors import KvError, OutcomeUnknown, Unavailable
+from kvstore.errors import OutcomeUnknown, Unavailable
 from kvstore.protocol import Answer, Reply
 
+SETTLED = 4000  # the code by which a node closes a connection: what it has not answered was not executed
 GET_BYTES = 64
 _MEAN_SHIFT = 3  # each value counts for an eighth of the mean
 
@@ -92,23 +93,22 @@ class UnderWay:
                     waiting.future.set_result(reply)
         self.bytes -= freed
 
-    def fail(self, op_ids: Collection[int], what: str) -> None:
-        """End these operations: `what` became of their shard instead of an answer."""
+    def fail(self, op_ids: Collection[int], what: str, *, is_settled: bool = False) -> None:
+        """End these operations: `what` became of their shard instead of an answer.
+
+        `is_settled`: nothing that it has not answered was executed, or will be.
+        """
         for op_id in op_ids:
             waiting = self.ops.pop(op_id)
             self.bytes -= waiting.size
             if not waiting.future.done():
-                waiting.future.set_exception(self._lost(op_id, waiting, what))
+                is_unknown = waiting.is_write and op_id <= self.sent_up_to and not is_settled
+                waiting.future.set_exception((_unknown if is_unknown else unavailable)(waiting.channel, what))
                 waiting.future.exception()  # looked at once here, else asyncio complains of those never awaited
 
-    def fail_all(self, what: str) -> None:
+    def fail_all(self, what: str, *, is_settled: bool = False) -> None:
         """As `fail`, of all that wait."""
-        self.fail(list(self.ops), what)
-
-    def _lost(self, op_id: int, waiting: Pending, what: str) -> KvError:
-        if waiting.is_write and op_id <= self.sent_up_to:
-            return OutcomeUnknown(f"shard {waiting.channel.shard_id} {what} before it answered.")
-        return unavailable(waiting.channel, what)
+        self.fail(list(self.ops), what, is_settled=is_settled)
 
 
 def page_bytes(scan: Any, limits: Limits) -> int:
@@ -117,6 +117,10 @@ def page_bytes(scan: Any, limits: Limits) -> int:
         return 0
     item_bytes_max = (scan.value_bytes_max or limits.value_bytes_max) + limits.key_bytes_max
     return int(min(scan.limit * item_bytes_max, scan.bytes_max or limits.page_bytes_max))
+
+
+def _unknown(channel: Addressee, what: str) -> OutcomeUnknown:
+    return OutcomeUnknown(f"shard {channel.shard_id} {what} before it answered.")
 
 
 def unavailable(channel: Addressee, what: str) -> Unavailable:

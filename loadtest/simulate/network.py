@@ -78,9 +78,11 @@ class End:
             return self.inbox.popleft()
         return None
 
-    def close(self) -> None:
-        """In order: what was sent arrives, then the end."""
+    def close(self, last: Any = None) -> None:
+        """In order: what was sent arrives, then `last`, if there is one, then the end."""
         if not self.closed:
+            if last is not None:
+                self._connection.network.carry(self, last)
             self.closed = self.over = True
             self._connection.network.carry(self, _OVER)
 

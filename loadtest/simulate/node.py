@@ -40,7 +40,6 @@ from kvstore.store.copy_file import check_readable, make_copy, open_copy
 from kvstore.store.copy_place import CopyFiles, as_copy, as_copy_again, times_of
 from kvstore.store.damaged_files import Salvaged, finish_setting_aside, salvaged_by, set_damaged_aside
 from kvstore.store.opening import Opened, ToldNumber, Unapplied, store_path
-from kvstore.transport.channel import Connection
 from kvstore.transport.sessions import PARAMETER, ClusterSession
 from loadtest.simulate.disk import SimulatedDisk, keep_all, put_back
 from loadtest.simulate.engine import SimulatedEngine
@@ -251,6 +250,7 @@ class NodeServer(Server):
             self.loop.note(f"{self.name} serves {hosted.shard_id} at {store.clock.version}, record {store.durable}")
         self._stop = StopAsked()
         await node.run(f"http://{self.name}", self.weight, self.may_join, self._stop)
+        await node.connections.close()
         for end in list(self._channels):
             end.close()
         await at_the_end.aclose()
@@ -363,6 +363,6 @@ class NodeServer(Server):
             if admitted is None:
                 await node.stores.serve_session(query.get("store", ""), SocketWire(socket, decode_from_primary))
             else:
-                await Connection(self.limits).serve(socket, admitted.handle, node.stores.handle_of)
+                await node.connections.serve(socket, admitted.handle, node.stores.handle_of)
         finally:
             self._channels.pop(end, None)

@@ -44,6 +44,12 @@ class Channel(NamedTuple):
     query: dict[str, str]
 
 
+class _Close(NamedTuple):
+    """The message that ends a WebSocket."""
+
+    code: int
+
+
 class SimulatedSocket:
     """As `aiohttp.ClientWebSocketResponse` and `web.WebSocketResponse`."""
 
@@ -64,13 +70,15 @@ class SimulatedSocket:
         return self
 
     async def __anext__(self) -> aiohttp.WSMessage:
-        data = await self._end.receive()
-        if data is None:
+        message = await self.receive()
+        if message.type is not aiohttp.WSMsgType.BINARY:
             raise StopAsyncIteration
-        return aiohttp.WSMessage(aiohttp.WSMsgType.BINARY, data, None)
+        return message
 
     async def receive(self) -> aiohttp.WSMessage:
         data = await self._end.receive()
+        if isinstance(data, _Close):
+            return aiohttp.WSMessage(aiohttp.WSMsgType.CLOSE, data.code, None)
         return aiohttp.WSMessage(aiohttp.WSMsgType.CLOSED if data is None else aiohttp.WSMsgType.BINARY, data, None)
 
     async def send_bytes(self, data: bytes) -> None:
@@ -78,8 +86,8 @@ class SimulatedSocket:
         if self._network is not None and self._network.doubles:
             self._network.send_again(self._end, _may_come_twice(data))
 
-    async def close(self, **_: Any) -> None:
-        self._end.close()
+    async def close(self, *, code: int = aiohttp.WSCloseCode.OK, **_: Any) -> None:
+        self._end.close(_Close(code) if code != aiohttp.WSCloseCode.OK else None)
 
 
 class _Content:

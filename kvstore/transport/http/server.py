@@ -249,6 +249,12 @@ async def start_server(server: Server, host: str, port: int, shutdown_timeout_s:
     return runner
 
 
+async def stop_listening(runner: web.ServerRunner) -> None:
+    """Take no more connections; those that are open go on until the runner's `cleanup`."""
+    for site in list(runner.sites):
+        await site.stop()
+
+
 def warn_if_exposed(listen: str, what_can_be_done: str) -> None:
     """Say so in the log when `listen` (HOST:PORT) is more than this machine's own business. Raises ConfigError."""
     if not is_loopback(listen):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -31,10 +32,10 @@ LIMITS = Limits(
 class Cluster:
     """`url`: of the router."""
 
-    def __init__(self, folder: Path, http: aiohttp.ClientSession) -> None:
+    def __init__(self, folder: Path, http: aiohttp.ClientSession, replicas: int, limits: Limits) -> None:
         router, controller, *nodes = free_ports(5)
         self.config = ClusterConfig(
-            data_dir=str(folder), partitions=64, replicas=2, limits=LIMITS,
+            data_dir=str(folder), partitions=64, replicas=replicas, limits=limits,
             routers=[RouterConfig("0", f"127.0.0.1:{router}")],
             controllers=[ControllerConfig("0", f"127.0.0.1:{controller}")],
             shards=[ShardConfig(f"s{number}", f"127.0.0.1:{port}") for number, port in enumerate(nodes, 1)],
@@ -109,9 +110,11 @@ class Cluster:
 
 
 @asynccontextmanager
-async def cluster_in(folder: Path) -> AsyncIterator[Cluster]:
+async def cluster_in(folder: Path, replicas: int = 2, **changed: float) -> AsyncIterator[Cluster]:
+    """`changed`: of LIMITS."""
+    limits = msgspec.structs.replace(LIMITS, **changed)
     async with AsyncExitStack() as at_the_end:
-        cluster = Cluster(folder, await at_the_end.enter_async_context(aiohttp.ClientSession()))
+        cluster = Cluster(folder, await at_the_end.enter_async_context(aiohttp.ClientSession()), replicas, limits)
         cluster.start()
         at_the_end.push_async_callback(cluster.end_all)
         yield cluster
@@ -175,6 +178,49 @@ async def test_a_node_that_is_to_stop_has_handed_on_what_it_serves_when_it_ends(
             async with http.delete(url, headers={"Lock-Token": str(token)}):
                 pass
         assert all(later > token for later, token in zip(await asyncio.gather(*waiting), held, strict=True))
+
+
+async def test_a_node_that_has_no_time_to_hand_on_leaves_no_client_in_doubt(tmp_path: Path) -> None:
+    """It ends as the primary, with operations under way: each of them is answered, or asked again of the next one."""
+    async with (
+        cluster_in(tmp_path, hand_on_timeout_s=0.0, hand_on_quiet_s=0.0) as cluster,
+        aiohttp.ClientSession() as http,
+    ):
+        await cluster.until_replicated()
+        async with _writing(http, cluster) as statuses:
+            for node in ("s1", "s2", "s3"):
+                await cluster.end(node, at_once=False)
+                cluster.start_node(node)
+                await cluster.until_replicated()
+        assert statuses.keys() <= {201, 204}, statuses
+
+
+async def test_a_node_without_copies_answers_all_that_it_has_begun_before_it_ends(tmp_path: Path) -> None:
+    async with cluster_in(tmp_path, replicas=1) as cluster, aiohttp.ClientSession() as http:
+        await until_answered(http, f"{cluster.url}/readyz")
+        async with _writing(http, cluster) as statuses:
+            for node in ("s1", "s2", "s3"):
+                await cluster.end(node, at_once=False)
+                cluster.start_node(node)
+                await asyncio.sleep(0.5)
+        assert statuses.keys() <= {201, 204, 503}, statuses
+
+
+@asynccontextmanager
+async def _writing(http: aiohttp.ClientSession, cluster: Cluster) -> AsyncIterator[Counter[int]]:
+    """Clients write meanwhile, each one key again and again: how often they were answered by which status."""
+    statuses, ends = Counter[int](), asyncio.Event()
+
+    async def write(name: str) -> None:
+        while not ends.is_set():
+            async with http.put(f"{cluster.url}/v1/kv/{name}", data="value") as answer:
+                statuses[answer.status] += 1
+
+    async with asyncio.TaskGroup() as clients:
+        for number in range(24):
+            clients.create_task(write(f"k{number}"))
+        yield statuses
+        ends.set()
 
 
 async def _acquired(http: aiohttp.ClientSession, cluster: Cluster, name: str, wait: int = 0) -> int:

@@ -14,6 +14,8 @@ import pytest
 from kvstore.config import Limits
 from kvstore.controller.recovery import Told
 from kvstore.environment import SYSTEM
+from kvstore.errors import Unavailable, WrongOwner
+from kvstore.protocol import Answer, Put
 from kvstore.replication.beats import Make
 from kvstore.shard.folder import FileFolder
 from kvstore.shard.hosted import Surroundings
@@ -21,6 +23,7 @@ from kvstore.shard.node import Node
 from kvstore.shard.node_stores import NodeStores
 from kvstore.storage.disk import OsFile
 from kvstore.storage.engine import Identity
+from kvstore.store.sinks import Then
 
 
 def some_stores() -> NodeStores:
@@ -54,6 +57,24 @@ async def test_a_copy_that_is_made_while_the_node_stops_is_joined_by_no_primary(
     stores.note_stop()
     await stores.make(Make(shard="s2", store_id="0123456789abcdef", partitions=64))
     assert stores.by_shard["s2"].stops
+    await stores.close()
+
+
+async def test_a_node_that_settles_has_answered_what_it_took_and_refuses_what_comes_then(tmp_path: Path) -> None:
+    nothing = cast(Any, None)
+    folder = FileFolder(tmp_path, "s1", Limits())
+    stores = NodeStores(Surroundings("s1", folder, Limits(), nothing, nothing, "", nothing, SYSTEM, nothing))
+    await stores.begin(64)
+    (served,) = stores.by_shard.served
+    answers: list[int] = []
+    sink = Then(lambda answer: answers.append(cast(Answer, answer).status))
+    served.store.write(Put(1, "a", b""), sink)
+    assert not await stores.settle(0.0)
+    assert answers == []
+    assert await stores.settle(60.0)
+    assert answers == [WrongOwner.status], "it has no map yet"
+    served.store.write(Put(2, "b", b""), sink)
+    assert answers == [WrongOwner.status, Unavailable.status]
     await stores.close()
 
 
