@@ -181,9 +181,9 @@ def test_a_copy_follows_the_term_that_it_has_promised(settled: Settled, monkeypa
 def test_in_one_session_the_file_of_a_copy_never_goes_back(settled: Settled) -> None:
     invariants, copy = settled.invariants, settled.copy
     invariants.copies.check(settled.shard.id, copy)
-    seen = invariants.copies._files[copy.identity.copy_id]
+    seen = invariants.copies._seen[copy.identity.copy_id]
     ahead = seen.position._replace(number=seen.position.number + 1)
-    invariants.copies._files[copy.identity.copy_id] = seen._replace(position=ahead)
+    invariants.copies._seen[copy.identity.copy_id] = seen._replace(position=ahead)
     with pytest.raises(Violation, match="back to"):
         invariants.copies.check(settled.shard.id, copy)
 
@@ -191,13 +191,14 @@ def test_in_one_session_the_file_of_a_copy_never_goes_back(settled: Settled) -> 
 def test_nothing_but_records_changes_the_rows_of_a_copy_that_is_whole(settled: Settled) -> None:
     invariants, copy = settled.invariants, settled.copy
     invariants.copies.check(settled.shard.id, copy)
-    seen = invariants.copies._files[copy.identity.copy_id]
+    seen = invariants.copies._seen[copy.identity.copy_id]
     earlier = seen._replace(applications=seen.applications - 1)
     record_before = seen.position._replace(number=seen.position.number - 1)
-    for other in (earlier._replace(is_filling=True), earlier._replace(position=record_before)):
-        invariants.copies._files[copy.identity.copy_id] = other
+    was_filling = earlier._replace(identity=earlier.identity._replace(filling=True))
+    for other in (was_filling, earlier._replace(position=record_before)):
+        invariants.copies._seen[copy.identity.copy_id] = other
         invariants.copies.check(settled.shard.id, copy)
-    invariants.copies._files[copy.identity.copy_id] = earlier
+    invariants.copies._seen[copy.identity.copy_id] = earlier
     with pytest.raises(Violation, match="were changed by no record"):
         invariants.copies.check(settled.shard.id, copy)
 
@@ -217,6 +218,7 @@ def test_a_copy_that_a_snapshot_has_just_filled_has_the_rows_of_its_primary(
     invariants = settled.invariants
     invariants.copies._filling[settled.copy.identity.copy_id] = None
     invariants.copies.check(settled.shard.id, settled.copy)
+    invariants.copies._seen.clear()
     invariants.copies._filling[settled.copy.identity.copy_id] = None
     monkeypatch.setattr(engine, "_rows", rows)
     with pytest.raises(Violation, match="is filled, and has"):
