@@ -61,6 +61,7 @@ OF_COPIES = {
     "grant-while-promising": "a copy grants its primary the lease while it promises itself a higher term",
     "in-sync-too-early": "a primary asks to count a copy as in sync which lacks records",
     "lease-kept": "a primary goes on by the lease that it has given back",
+    "move-too-many": "partitions move, however many nodes are silent at once",
     "old-term-taken": "a copy goes on to take records in the session of a term that is over",
     "open-own-log": "an opening takes its own log for the truth, though another copy's is longer",
     "promise-forgotten": "a copy follows a primary of a lower term than it has promised",
@@ -70,6 +71,7 @@ OF_COPIES = {
     "serve-alone": "a store that has copies is opened by its own map, without a new term",
     "stale-snapshot-page": "a copy takes a page of a snapshot that another session has begun, also once it is whole",
     "time-out-ends-waiting": "a primary waits no more for a copy that is late, before a map says that it is out",
+    "told-not-compared": "a term is opened with a log that ends below what the controller was told of",
     "whole-too-early": "a copy is whole before it has the records that the pages of its snapshot show",
 }
 BUGS = {

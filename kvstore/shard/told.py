@@ -21,6 +21,7 @@ import logging
 
 import aiohttp
 
+from kvstore import failpoints
 from kvstore.config import Limits
 from kvstore.environment import Environment
 from kvstore.errors import StoreBehind
@@ -130,7 +131,7 @@ class ToldOfTerm:
                 log.warning("shard %s waits: the controller cannot be asked how far it had come", self._shard)
             await self._environment.sleep(self._timeout_s / 10)
             return False
-        if told.number <= number:
+        if told.number <= number or failpoints.planted("told-not-compared"):
             self.is_confirmed, self.clock_floor = True, told.clock_floor
             return False
         if self._waits.is_news(why := behind(number, told.number).detail):

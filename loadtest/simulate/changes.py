@@ -51,6 +51,14 @@ async def set_weight(cluster: Cluster, rng: random.Random) -> None:
         await _ask(cluster, lambda changes: changes.reweigh(name, weight))
 
 
+async def weigh_served(cluster: Cluster, rng: random.Random) -> None:
+    """Of the shards that are served one gets another weight."""
+    served = [shard for shard in cluster.view.shards if cluster.view.primary(shard.id) is not None]
+    if served:
+        shard = rng.choice(served)
+        await _ask(cluster, lambda changes: changes.reweigh(shard.id, 1 if shard.weight > 2 else 4))
+
+
 async def replan(cluster: Cluster, rng: random.Random) -> None:
     await _ask(cluster, lambda changes: changes.replan())
 

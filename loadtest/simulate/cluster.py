@@ -74,7 +74,7 @@ class Cluster:
         self.controller = ControllerServer(self.network, self.random("controller"), LIMITS, self.found, first, replicas)
         self.routers = [self._router(f"r{number}") for number in range(1, ROUTERS + 1)]
         self.nodes: dict[str, NodeServer] = {}
-        self.view = View(self.nodes, lambda: self.controller.register.stored.document, replicas)
+        self.view = View(self.nodes, lambda: self.controller.register.stored.document, replicas, self.controller)
         self.lost_disks = LostDisks(self.view)
         self.invariants = Invariants(self.view)
         for name in first:

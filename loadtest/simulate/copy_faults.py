@@ -15,7 +15,7 @@ Leaves to others: when they come (`cluster_faults`), what must hold (`invariants
     come late   a page of a snapshot is lost on its way, and its primary begins again; the kernel of the one that has
                 ended sends the page again when its pause is over, to a copy that has gone on with the next snapshot
     die         a node is away for longer than `down_out_s`: it is given up, and comes back
-    together    so many nodes are away for that long that none is given up
+    together    so many nodes are away for that long that none is given up, and that nothing moves
     ask         a primary asks to take a copy out, and both are dead before the controller can do that
     put back    a primary and its copy end at once; the copy comes back first, with its files of some time ago
     put all     a primary and all its copies in sync end at once, and come back with their files of some time ago; what
@@ -34,6 +34,7 @@ import msgspec
 from kvstore.placement.cluster_map import Shard
 from kvstore.replication.messages import SnapshotPage, decode_from_primary
 from kvstore.storage.engine import Engine
+from loadtest.simulate import changes
 from loadtest.simulate.cluster import Cluster
 from loadtest.simulate.environment import SYNC_S
 from loadtest.simulate.network import End, both_ways, lost_by_none
@@ -188,7 +189,8 @@ async def die(cluster: Cluster, rng: random.Random) -> None:
 
 
 async def die_together(cluster: Cluster, rng: random.Random) -> None:
-    """More nodes at once than may be silent while others are given up."""
+    """More nodes at once than may be silent while others are given up.
+    When they are held for dead a shard that is served is to get more keys, or fewer."""
     if not await _until(lambda: all(node.wanted for node in cluster.nodes.values()), _PROMOTED_S):
         return
     runs = [name for name, node in cluster.nodes.items() if node.is_alive]
@@ -199,7 +201,10 @@ async def die_together(cluster: Cluster, rng: random.Random) -> None:
         node.wanted = False
         node.process.kill()
         cluster.loop.note(f"{node.name} stays dead, as one of {len(dead)}")
-    await asyncio.sleep(rng.uniform(1.2, 1.7) * max((node.limits.down_out_s for node in dead), default=0.0))
+    seconds = rng.uniform(1.2, 1.7) * max((node.limits.down_out_s for node in dead), default=0.0)
+    await asyncio.sleep(seconds / 2)
+    await changes.weigh_served(cluster, rng)
+    await asyncio.sleep(seconds / 2)
     for node in dead:
         if cluster.nodes.get(node.name) is node:
             cluster.bring_back(node)

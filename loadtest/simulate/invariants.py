@@ -6,7 +6,8 @@ Leaves to others: whose event it was (`cluster`), what clients see (`loadtest.hi
 (`store_invariants`, `copy_invariants`, `term_invariants`).
 
     a store        applied <= visible <= durable, visible <= committed; versions, sequences, floors never fall
-    partitions     one owner that may answer; a store is served in a term by one process of one copy
+    partitions     one owner that may answer; a store is served in a term by one process of one copy, with all of which
+                   the controller was told
     copies         have promised what they follow, and never less than before; a snapshot ends with the primary's rows,
                    none newer than the records beside them; nothing but records changes the rows of a copy that is whole
     configuration  terms rise; only a copy in sync is promoted; each one in sync has on disk all that is committed, and
@@ -31,7 +32,7 @@ class Invariants:
         self.stores = StoreInvariants()
         self.copies = CopyInvariants(view)
         self.primaries = PrimaryInvariants(view)
-        self.terms = Terms()
+        self.terms = Terms(view)
         self.owners = Owners(view, self.terms)
         self.maps = MapInvariants(view, self.terms)
         self._view = view

@@ -11,19 +11,24 @@ from collections.abc import Sequence
 
 from kvstore.placement.cluster_map import ClusterMap, Move, Shard
 from kvstore.placement.copies import copies_that_fit
+from kvstore.replication.beats import beats
 from kvstore.store.store import Store
 from loadtest.simulate.copy_invariants import check_in_sync
 from loadtest.simulate.store_invariants import Place, Violation
 from loadtest.simulate.view import View, good_copies, in_sync
 
+_HELD_S = 0.5  # a node that is held for dead for so long is so in each decision that a map shows
+_BEGUN_S = 1.5  # a move at work has begun before that, since its destination answers sooner
 _SILENT_S = 3.0  # a node that is away for so long is silent to each controller that gives another one up
+_AT_WORK = ("copy", "tail", "freeze")  # steps of a move that has begun
 _EVENT_S = 0.5  # more between two events is time in which the controller did not run, or stood still
 
 
 class Terms:
     """Who served each store in each term."""
 
-    def __init__(self) -> None:
+    def __init__(self, view: View) -> None:
+        self._view = view
         self._servers: dict[tuple[str, int], str] = {}
         self._starts: dict[str, None] = {}  # of processes that have served a store with copies
         self._without_copies: dict[tuple[str, int], None] = {}  # stores and terms in which some map named no copy
@@ -36,6 +41,10 @@ class Terms:
     def note_store(self, store: Store, shard: Shard) -> None:
         """It is served now, as that shard of its map. Raises Violation."""
         store_id, sender = store.identity.store_id, store.tables.sender
+        if store.durable < (told := self._view.told(store_id)):
+            raise Violation(
+                f"shard {shard.id} is served up to record {store.durable}, and the controller was told of {told}"
+            )
         # A store without copies is opened without a new term, since nothing can take its place.
         if sender is not None and sender.shipping.links and sender.shipping.start:
             self.note_start(store_id, shard.term, sender.shipping.start)
@@ -118,10 +127,13 @@ class MapInvariants:
         self._is_lost = False  # it was, and none is recovered yet
         self._away_s: dict[str, float] = {}  # for how long nodes did not run, in time in which the controller did
         self._looked_s = 0.0
+        self._dead_s: dict[str, float] = {}  # since when nodes are held for dead by the controller's process
+        self._at_work: dict[str, None] = {}  # moves whose rows were seen to come
 
     def check(self) -> None:
         """Raises Violation."""
         self._count_away()
+        self._check_moves()
         after = self._view.map
         if after is None:
             self._is_lost = self._map is not None
@@ -144,6 +156,7 @@ class MapInvariants:
             for move in before.moves:
                 if set(move.partitions) <= set(after.owned_by(move.to)):
                     check_commit(self._view, before, move)
+                    check_still(before, self._held_for_dead(_HELD_S), f"move {move.id} is committed")
 
     def _count_away(self) -> None:
         """Called after each event of the controller."""
@@ -151,6 +164,22 @@ class MapInvariants:
             passed_s = min(node.loop.now_s - self._looked_s, _EVENT_S)
             self._away_s[name] = 0.0 if node.is_alive else self._away_s.get(name, 0.0) + passed_s
         self._looked_s = max((node.loop.now_s for node in self._view.nodes.values()), default=0.0)
+
+    def _check_moves(self) -> None:
+        """None begins while too many nodes are held for dead."""
+        for node in self._view.nodes:
+            if not self._view.is_held_for_dead(node):
+                self._dead_s.pop(node, None)
+            else:
+                self._dead_s.setdefault(node, self._looked_s)
+        at_work = [each.move.id for each in self._view.tries() if each.step in _AT_WORK]
+        for move in at_work:
+            if move not in self._at_work and self._map is not None:
+                check_still(self._map, self._held_for_dead(_BEGUN_S), f"move {move} begins")
+        self._at_work = dict.fromkeys(at_work)
+
+    def _held_for_dead(self, seconds: float) -> list[str]:
+        return [node for node, since_s in self._dead_s.items() if self._looked_s - since_s > seconds]
 
     def _check_recovered(self, shard: Shard) -> None:
         """The newest map that nodes have is older than the one that was lost.
@@ -204,10 +233,16 @@ def check_given_up(before: ClusterMap, after: ClusterMap, away: Sequence[str]) -
     """
     was_given_up = {node.id for node in before.nodes if node.given_up}
     given_up = [node.id for node in after.nodes if node.given_up and node.id not in was_given_up]
+    if given_up:
+        check_still(before, away, f"{', '.join(given_up)} is given up")
+
+
+def check_still(before: ClusterMap, away: Sequence[str], what: str) -> None:
+    """Not more nodes of the map than may be are `away`, as `what` happens. Raises Violation."""
     standing = [node.id for node in before.nodes if not node.given_up]
     silent = [name for name in standing if name in away]
-    if given_up and len(silent) > max(before.replicas - 1, (len(standing) - 1) // 2):
-        raise Violation(f"{', '.join(given_up)} is given up, and {len(silent)} of {len(standing)} nodes are away")
+    if beats(before) and len(silent) > max(before.replicas - 1, (len(standing) - 1) // 2):
+        raise Violation(f"{what}, and {len(silent)} of {len(standing)} nodes are away")
 
 
 def check_asked(before: Shard, after: Shard, away_s: float) -> None:

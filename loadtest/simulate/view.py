@@ -1,6 +1,7 @@
 """A simulated cluster as an observer sees it who looks into all processes at once.
 
-Owns: the map that the controller's store has now, the stores and copies that running processes have.
+Owns: the map that the controller's store has now, what its process knows, the stores and copies that running processes
+have.
 Promises: changes nothing.
 Leaves to others: what must hold of that (`invariants`, `ending`), which faults it allows (`disk_faults`).
 """
@@ -11,23 +12,31 @@ from collections.abc import Callable, Mapping
 
 import msgspec
 
+from kvstore.controller.map_store.interface import Told
 from kvstore.controller.membership import ClusterState
+from kvstore.controller.move_tries import Try
 from kvstore.placement.cluster_map import ClusterMap, Replica, Shard
 from kvstore.replication.copy import StoreCopy
 from kvstore.shard.resident import Resident
 from kvstore.store.store import Store
 from loadtest.simulate.node import NodeServer
+from loadtest.simulate.servers import ControllerServer
 
 
 class View:
     """`nodes`: by their names. `document`: as the controller's store has it now. `replicas`: as in cluster.yaml."""
 
     def __init__(
-        self, nodes: Mapping[str, NodeServer], document: Callable[[], bytes | None], replicas: int = 1
+        self,
+        nodes: Mapping[str, NodeServer],
+        document: Callable[[], bytes | None],
+        replicas: int = 1,
+        controller: ControllerServer | None = None,
     ) -> None:
         self.nodes = nodes
         self._document = document
         self._replicas = replicas
+        self._controller = controller
         self._decoded: bytes | None = None
         self._map: ClusterMap | None = None  # that is in it
 
@@ -49,6 +58,23 @@ class View:
 
     def is_member(self, node: str) -> bool:
         return (found := self.map) is not None and found.node(node) is not None
+
+    # --- the controller
+
+    def told(self, store_id: str) -> int:
+        """The number of the last record of which the controller's store was told."""
+        register = self._controller.register if self._controller is not None else None
+        return register.told.get(store_id, Told()).number if register is not None else 0
+
+    def is_held_for_dead(self, node: str) -> bool:
+        """Whether the controller's process has not heard that node for too long."""
+        parts = self._controller.parts if self._controller is not None else None
+        return parts is not None and parts.keeper.is_dead(node)
+
+    def tries(self) -> list[Try]:
+        """Of the moves that the controller's process carries out."""
+        parts = self._controller.parts if self._controller is not None else None
+        return list(parts.mover.tries.by_pair.values()) if parts is not None else []
 
     # --- in processes that run
 

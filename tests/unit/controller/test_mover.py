@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -420,6 +420,25 @@ async def test_while_too_many_nodes_are_silent_nothing_moves(controller: Control
         while not any("too many nodes are silent" in move["detail"] for move in await controller.moves()):
             await asyncio.sleep(0.01)
     assert loads(await controller.map())["s4"] == 0
+    assert not far["s4"].received
+    held = False
+    assert loads(await controller.settled())["s4"] == 16
+
+
+async def test_a_move_that_waits_for_its_place_when_too_many_fall_silent_does_not_begin(
+    controller: Controller, far: dict[str, FarShard]
+) -> None:
+    held = False
+    controller.mover.holds_still = lambda cluster_map: held
+    async with AsyncExitStack() as places:
+        for _ in range(controller.mover._limits.moves_of_shard_max):
+            await places.enter_async_context(controller.mover._places.place("s0", "s4"))
+        await controller.changes.add("s4", far["s4"].url, 1)
+        await until(lambda: len(controller.mover._places._waiting) == 3)
+        held = True
+    async with asyncio.timeout(WAIT_S):
+        while not any("too many nodes are silent" in move["detail"] for move in await controller.moves()):
+            await asyncio.sleep(0.01)
     assert not far["s4"].received
     held = False
     assert loads(await controller.settled())["s4"] == 16

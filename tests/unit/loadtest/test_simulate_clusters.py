@@ -151,6 +151,16 @@ def test_more_nodes_die_at_once_than_may_be_silent_while_one_is_given_up() -> No
     assert "is given up, and 2 of 4 nodes are away" in ran.verdict
 
 
+def test_partitions_are_to_move_while_more_nodes_are_dead_than_may_be_silent() -> None:
+    ran = Plan("cluster", 10.0, ["many"], bug="move-too-many", replicas=2).run(0)
+    assert "is committed, and 2 of 4 nodes are away" in ran.verdict
+
+
+def test_old_files_of_a_primary_and_all_its_copies_are_seen_to_be_served() -> None:
+    ran = Plan("cluster", 10.0, ["all-older"], bug="told-not-compared", replicas=2).run(0)
+    assert "and the controller was told of" in ran.verdict
+
+
 def test_a_primary_asks_to_take_a_copy_out_and_dies_before_the_controller_can_do_that() -> None:
     ran = Plan("cluster", 12.0, ["ask"], bug="request-of-silent", replicas=2).run(1)
     assert "and its primary is away for" in ran.verdict

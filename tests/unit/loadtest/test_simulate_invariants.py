@@ -11,13 +11,17 @@ from typing import NamedTuple
 import msgspec
 import pytest
 
+from kvstore.controller.map_store.interface import Told
 from kvstore.controller.membership import ClusterState
-from kvstore.placement.cluster_map import Move, Shard
+from kvstore.controller.move_tries import Try
+from kvstore.placement.cluster_map import ClusterMap, Move, Shard
+from kvstore.placement.moves import committed
 from kvstore.replication.copy import StoreCopy
 from kvstore.replication.lease import Granted
 from kvstore.shard.resident import Resident
 from kvstore.storage.memory import MemoryEngine
 from kvstore.store.store import Store
+from loadtest.simulate import term_invariants
 from loadtest.simulate.cluster import Cluster
 from loadtest.simulate.cluster_clients import Client, History
 from loadtest.simulate.copy_invariants import check_opener, check_opening
@@ -354,6 +358,64 @@ def test_no_node_is_given_up_while_more_are_away_than_may_be(settled: Settled) -
     check_given_up(after, after, [one, other])
     with pytest.raises(Violation, match=f"{one} is given up, and 2 of 4 nodes are away"):
         check_given_up(before, after, [one, other])
+
+
+def test_no_move_is_committed_while_more_nodes_are_held_for_dead_than_may_be(
+    settled: Settled, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster, view, found = settled.cluster, settled.cluster.view, settled.cluster.view.map
+    assert found is not None
+    (one, other, *_), to = found.nodes, next(each.id for each in found.shards if each.id != settled.shard.id)
+    move = Move(id="m1", source=settled.shard.id, to=to, partitions=found.owned_by(settled.shard.id)[:1])
+    before = msgspec.structs.replace(found, moves=[move])
+    shown: list[ClusterMap] = []
+    monkeypatch.setattr(term_invariants, "check_commit", lambda *_: None)
+
+    def check(dead: list[str]) -> None:
+        maps = settled.invariants.maps
+        with monkeypatch.context() as patched:
+            patched.setattr(type(view), "map", property(lambda _: shown[-1]))
+            patched.setattr(view, "is_held_for_dead", dead.__contains__)
+            for each in (before, committed(before, "m1")):
+                shown.append(each)
+                maps.check()
+                patched.setattr(cluster.loop, "_now_s", cluster.loop.now_s + 1.0)
+
+    check([one.id])
+    with pytest.raises(Violation, match="move m1 is committed, and 2 of 4 nodes are away"):
+        check([one.id, other.id])
+
+
+def test_no_move_begins_while_more_nodes_are_held_for_dead_than_may_be(
+    settled: Settled, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster, view, found = settled.cluster, settled.cluster.view, settled.cluster.view.map
+    assert found is not None
+    dead, move = [node.id for node in found.nodes[:2]], Try(Move(id="m1", source="s1", to="s2", partitions=[1]))
+    maps = settled.invariants.maps
+    monkeypatch.setattr(view, "is_held_for_dead", dead.__contains__)
+    monkeypatch.setattr(view, "tries", lambda: [move])
+    maps.check()
+    move.step = "copy"
+    maps.check()  # it may have begun before
+    move.step = "waiting"
+    maps.check()
+    monkeypatch.setattr(cluster.loop, "_now_s", cluster.loop.now_s + 2.0)
+    maps.check()
+    move.step = "tail"
+    with pytest.raises(Violation, match="move m1 begins, and 2 of 4 nodes are away"):
+        maps.check()
+
+
+def test_a_store_is_served_with_all_of_which_the_controller_was_told(settled: Settled) -> None:
+    told, store = settled.cluster.controller.register.told, settled.store
+    store_id = store.identity.store_id
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setitem(told, store_id, Told(store.durable))
+        settled.invariants.owners.check(settled.place, store)
+        patched.setitem(told, store_id, Told(store.durable + 1))
+        with pytest.raises(Violation, match=rf"and the controller was told of {store.durable + 1}"):
+            settled.invariants.owners.check(settled.place, store)
 
 
 def test_no_copy_is_taken_out_in_a_term_whose_primary_is_away(settled: Settled) -> None:
