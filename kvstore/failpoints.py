@@ -57,6 +57,7 @@ OF_COPIES = {
     "answer-without-lease": "a primary answers reads though no copy grants it the lease",
     "commit-without-copies": "a move is committed though its destination has fewer copies in sync than its source",
     "give-up-too-many": "nodes are given up, and partitions move, however many nodes are silent at once",
+    "go-on-behind": "a controller with an old copy of its record goes on, though nodes follow newer maps",
     "grant-after-promise": "a copy grants the lease to a primary of a lower term than it has promised",
     "grant-while-promising": "a copy grants its primary the lease while it promises itself a higher term",
     "in-sync-too-early": "a primary asks to count a copy as in sync which lacks records",

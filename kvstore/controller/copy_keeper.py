@@ -69,6 +69,7 @@ class CopyKeeper:
         self._is_urgent = asyncio.Event()  # a shard answers nothing until it is decided
         self._deciding = asyncio.Lock()
         self._journal = CopyJournal()
+        self.on_told: Callable[[str], None] = lambda node: None  # a node has told which map it follows
 
     async def run(self) -> None:
         """Decide whenever something was heard, and now and then, for ever."""
@@ -125,6 +126,7 @@ class CopyKeeper:
         if cluster_map is None or cluster_map.cluster_id != beat.cluster_id or cluster_map.node(beat.node) is None:
             raise Conflict(f"node {beat.node} is not in this controller's map: announce it first.", retry_after_ms=1000)
         self._on_heard(beat.cluster_id, max([beat.epoch, *_terms(beat, cluster_map)]))
+        self.on_told(beat.node)
         now = self._now_s()
         number = self._heard.take(beat, now)
         self._note_committed(beat, cluster_map)
@@ -132,6 +134,8 @@ class CopyKeeper:
         self._due.set()
         if any(copy.given_back and copy.given_back == _term(cluster_map, copy.shard) for copy in beat.copies):
             self._is_urgent.set()
+        if self._document.behind(self._state) is not None:
+            return BeatAnswer(start=self._heard.start, beat=number, epoch=cluster_map.epoch)  # orders would be too old
         places = Places(cluster_map, self._heard, self._limits, now)
         return BeatAnswer(
             start=self._heard.start,

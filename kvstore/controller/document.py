@@ -3,7 +3,8 @@
 Owns: the encoding of `ClusterState`, and its conversion where the map in it is of an older format.
 Promises: a change is decided on the state that it replaces, however many others are under way: the loser of the race
 reads again and decides again. A change whose outcome cannot be told at first is looked up. Who has heard of an epoch
-above the stored one has lost changes (its file is an old copy), and changes nothing.
+above the stored one has lost changes (its file is an old copy), and changes nothing. `first_look` returns once the
+nodes could tell.
 Leaves to others: what to change (`membership`, `placement.moves`), atomicity and durability (`map_store`).
 
 `told_numbers` is what this process, the only controller, knows of the numbers that stores have told: what the store of
@@ -12,15 +13,16 @@ the map keeps, and what beats have brought since, which is kept when it may be n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import NamedTuple
 
 import msgspec
 
+from kvstore import failpoints
 from kvstore.controller.map_store.interface import MapStore, Told
 from kvstore.controller.membership import ClusterState
 from kvstore.errors import ControllerBehind, ForeignData, Unavailable
-from kvstore.placement.cluster_map import MAP_FORMAT
+from kvstore.placement.cluster_map import MAP_FORMAT, ClusterMap
 from kvstore.placement.map_format import decode_map, format_of
 
 CLOCK_STEP = 1 << 32  # above all that was told; of which a store gives less than a part in the seconds between
@@ -46,6 +48,7 @@ class ClusterDocument:
         self._store = store
         self._tries_max = tries_max
         self._heard: dict[str, int] = {}
+        self.first_look: Callable[[ClusterMap], Awaitable[None]] | None = None  # before a map is changed
         self.told_numbers: dict[str, int] = {}  # by store id, of those that were told or asked for
         self._beaten: dict[str, int] = {}  # by store id, what beats have brought beyond what is kept
 
@@ -65,9 +68,9 @@ class ClusterDocument:
 
     def behind(self, state: ClusterState) -> ControllerBehind | None:
         """Why nothing may be changed, if that is so."""
-        if state.map is None or self.heard(state.map.cluster_id) <= state.map.epoch:
+        heard = self.heard(state.map.cluster_id) if state.map is not None else 0
+        if state.map is None or heard <= state.map.epoch or failpoints.planted("go-on-behind"):
             return None
-        heard = self.heard(state.map.cluster_id)
         return ControllerBehind(
             f"this controller's map is that of epoch {state.map.epoch}, but nodes follow one of epoch {heard}: its "
             "file is an old copy.",
@@ -95,11 +98,17 @@ class ClusterDocument:
             stored = await self._store.read()
             before = _decode_state(stored.document)
             after = decide(before)
-            if after != before and not though_behind and (behind := self.behind(before)):
-                raise behind
+            if after != before and not though_behind:
+                await self._look_first(before)
+                if behind := self.behind(before):
+                    raise behind
             if after == before or await self._swap(stored.revision, _encode(after)):
                 return Changed(before, after)
         raise Unavailable(f"{self._tries_max} writes of the map lost their race.", retry_after_ms=1000)
+
+    async def _look_first(self, state: ClusterState) -> None:
+        if self.first_look is not None and state.map is not None:
+            await self.first_look(state.map)
 
     async def convert(self) -> int | None:
         """Bring a map of an older format to the present one, in one swap.

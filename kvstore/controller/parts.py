@@ -15,6 +15,7 @@ from kvstore.config import ClusterConfig
 from kvstore.controller.closer import ChangeCloser
 from kvstore.controller.copy_keeper import CopyKeeper
 from kvstore.controller.document import ClusterDocument
+from kvstore.controller.first_look import FirstLook
 from kvstore.controller.given_up import Retirer
 from kvstore.controller.launches import Launches
 from kvstore.controller.lost import Reopener
@@ -65,5 +66,7 @@ def assemble(
     keeper = CopyKeeper(document, limits, session_id, service.hear, new_id, environment)
     closer = ChangeCloser(document, mover, launches.may_run, limits, environment, keeper.places)
     mover.is_dead, mover.holds_still = keeper.is_dead, keeper.holds_still
+    look = FirstLook(limits.failover_after_s, environment)
+    document.first_look, service.on_told, keeper.on_told = look.wait, look.note, look.note
     service.on_clock, service.on_announced = reopener.tell, keeper.announced
     return Parts(service, changes, launches, mover, reopener, keeper, closer, Retirer(document, changes.remove))

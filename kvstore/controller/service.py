@@ -24,7 +24,7 @@ from kvstore.controller.recovery import Recovery
 from kvstore.controller.shards import ShardClients
 from kvstore.controller.twins import Twins
 from kvstore.environment import SYSTEM, Environment
-from kvstore.errors import Unavailable
+from kvstore.errors import ForeignData, Unavailable
 from kvstore.placement.cluster_map import ClusterMap
 from kvstore.said_once import SaidOnce
 
@@ -56,6 +56,7 @@ class ClusterService:
         self._twins = Twins(shards)
         self._look_if_behind = asyncio.Event()
         self.on_clock: Callable[[int], None] = lambda clock: None  # a store has told its own
+        self.on_told: Callable[[str], None] = lambda node: None  # a node has told which map it follows
         self.on_announced: Callable[[str], None] = lambda node: None
         shards.on_epoch = self.hear
         self._first = FirstMembers(
@@ -83,8 +84,9 @@ class ClusterService:
     async def announce(self, announcement: Announcement) -> ClusterMap | Waiting:
         """Write down that a shard is there: the map if it is a member, or who is waited for.
 
-        Raises BadBody, ForeignData and Conflict as `membership.check`, `decide` and `Twins` do; Unavailable if the
-        store cannot answer or other writers always came first: then the shard announces itself again.
+        Raises BadBody, ForeignData and Conflict as `membership.check`, `decide` and `Twins` do; ControllerBehind in
+        place of ForeignData where this controller's record is an old copy; Unavailable if the store cannot answer or
+        other writers always came first: then the shard announces itself again.
         """
         membership.check(announcement)
         state = await self._document.read()
@@ -92,6 +94,7 @@ class ClusterService:
         if announcement.cluster_id is not None:
             self.hear(announcement.cluster_id, announcement.epoch)
             self.on_clock(announcement.clock)
+        self.on_told(announcement.id)
         if self._recovery.is_offered and (lost := self._recovery.lost(state)):
             raise lost  # also for a new file: no second cluster is formed beside the one that is there
         await self._twins.check(state, announcement)
@@ -106,7 +109,12 @@ class ClusterService:
             is_change = membership.joins(present, decided)
             return self._planner.taken(present, decided, change, sizes) if is_change else decided
 
-        before, after = await self._document.change(decide)
+        try:
+            before, after = await self._document.change(decide)
+        except ForeignData:
+            if announcement.cluster_id is not None and (behind := self._document.behind(state)):
+                raise behind from None  # the newest map may name it
+            raise
         self.on_announced(announcement.id)
         _report_change(announcement, before, after)
         return after.map or Waiting(membership.waiting_for(after.announced, self._first))

@@ -151,11 +151,13 @@ class Cluster:
     async def _end_removed(self) -> None:
         """What a launcher does with nodes that are members no more: one without a shard may keep copies of others."""
         members: list[str] = []
+        epoch = 0
         while True:
             await asyncio.sleep(_LOOK_S)
             cluster_map = self.view.map
-            if cluster_map is None:
-                continue
+            if cluster_map is None or cluster_map.epoch < epoch:
+                continue  # it was lost, or is that of an old copy
+            epoch = cluster_map.epoch
             for name in members:
                 if not self.view.is_member(name):
                     self.loop.create_task(self._end(name))

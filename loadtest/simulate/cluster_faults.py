@@ -59,6 +59,7 @@ NEMESES: Mapping[str, Mapping[str, Act]] = {
     "ask": {"ask and die": copy_faults.ask_and_die},
     "clock": {"wall clock jumps": disk_faults.jump},
     "store": {"map store away": changes.take_record_away, "lose the record": changes.lose_record},
+    "old-record": {"put an old record back": changes.put_record_back},
     "older": {"put an old copy back": copy_faults.put_old_back},
     "all-older": {"put all old copies back": copy_faults.put_all_old_back},
     "change": {
@@ -70,10 +71,14 @@ NEMESES: Mapping[str, Mapping[str, Act]] = {
         "leave behind": changes.leave_behind,
     },
 }
-ONLY_WITH_COPIES = ("copies", "late", "early", "thin", "many", "ask", "older", "all-older")
+ONLY_WITH_COPIES = ("copies", "late", "early", "thin", "many", "ask", "old-record", "older", "all-older")
 # Each with a generator of its own, so a schedule without one is what it was before.
-APART = {"late": "apart", "early": "early", "thin": "thin", "many": "mass", "ask": "pair", "all-older": "all-older"}
-ALONE = ("older", "all-older")  # what they are about is lost by faults of the controller, too, at the wrong moment
+APART = {
+    "late": "apart", "early": "early", "thin": "thin", "many": "mass", "ask": "pair", "all-older": "all-older",
+    "old-record": "old-record",
+}  # fmt: skip
+# What they are about is lost by faults of the controller, too, at the wrong moment.
+ALONE = ("old-record", "older", "all-older")
 USUAL = tuple(each for each in NEMESES if each not in ALONE)
 _ACTS = {kind: act for acts in NEMESES.values() for kind, act in acts.items()}
 _WEIGHTS = {

@@ -134,7 +134,8 @@ class PrimaryInvariants:
         if is_news and store.applier.visible > shipping.committed:
             raise Violation(f"record {store.applier.visible} of {shard_id} is visible, not committed")
         is_asked = shipping is not before and rules.requests(shipping, ())
-        if (is_news or is_asked) and (shard := self._view.shard(shard_id)) is not None:
+        is_due = (is_news or is_asked) and not self._view.is_behind
+        if is_due and (shard := self._view.shard(shard_id)) is not None:
             check_in_sync(self._view, shard)
         if sender.lease.grants is not self._granted.get(copy_id):
             self._granted[copy_id] = sender.lease.grants

@@ -34,7 +34,7 @@ class Invariants:
         self.primaries = PrimaryInvariants(view)
         self.terms = Terms(view)
         self.owners = Owners(view, self.terms)
-        self.maps = MapInvariants(view, self.terms)
+        self.maps = MapInvariants(view, self.terms, self.owners)
         self._view = view
 
     def disk_gone(self, node: str) -> None:
@@ -50,6 +50,7 @@ class Invariants:
     def check(self, server: NodeServer) -> None:
         """After an event of that node. Raises Violation."""
         assert server.node is not None
+        self.maps.check_followed(server.name, server.node.stores.cluster_map)
         for shard_id, resident in server.node.stores.by_shard.items():
             hosted = resident.local.hosted
             if hosted is None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from typing import NamedTuple
 
 from kvstore.controller.map_store.interface import Stored, Told
 from kvstore.errors import Unavailable
@@ -18,11 +19,21 @@ _LATENCY_S = (0.0002, 0.003)
 _TIMEOUT_S = (0.05, 1.0)
 
 
+class Record(NamedTuple):
+    """All that was kept at one moment."""
+
+    stored: Stored
+    told: dict[str, Told]
+    clock_floors: dict[str, int]
+    kept: dict[str, bytes]
+
+
 class Register:
     """What survives the controller's process."""
 
     def __init__(self) -> None:
         self.away = False
+        self.has_backup = False  # which is to be put back
         self.lose()
 
     def lose(self) -> None:
@@ -31,6 +42,14 @@ class Register:
         self.told: dict[str, Told] = {}
         self.clock_floors: dict[str, int] = {}
         self.kept: dict[str, bytes] = {}
+
+    def back_up(self) -> Record:
+        """A copy of it."""
+        return Record(self.stored, dict(self.told), dict(self.clock_floors), dict(self.kept))
+
+    def put_back(self, record: Record) -> None:
+        """In place of what was kept since; no process may run."""
+        self.stored, self.told, self.clock_floors, self.kept = record
 
 
 class SimulatedMapStore:

@@ -110,21 +110,38 @@ class Owners:
                 self._looked_at.pop(other, None)  # it is looked at once more if it may answer again
             self._serving[partition] = place
 
-    def _answers(self, place: Place) -> bool:
-        """Whether that one may answer now: it is a primary that holds its lease."""
+    def check_map(self, cluster_map: ClusterMap) -> None:
+        """That map was recovered: by it, too, each partition belongs to the store that serves it. Raises Violation."""
+        for partition, place in self._serving.items():
+            owner = cluster_map.shards[cluster_map.owners[partition]].id
+            if owner != place[1] and self._answers(place, partition):
+                where = " of ".join(place)
+                raise Violation(f"partition {partition} is served by {where}, and the map gives it to {owner}")
+
+    def _answers(self, place: Place, partition: int | None = None) -> bool:
+        """Whether that one may answer now: it is a primary that holds its lease. `partition`: and serves that."""
         resident = self._view.resident(*place)
         hosted = resident.local.hosted if resident is not None else None
-        return hosted is not None and hosted.is_open and hosted.store.tables.may_answer()
+        if hosted is None or not hosted.is_open or not hosted.store.tables.may_answer():
+            return False
+        served = hosted.store.served
+        return partition is None or (served.generations[partition] > 0 and partition not in served.frozen)
 
 
 class MapInvariants:
     """What was seen of the cluster's maps so far."""
 
-    def __init__(self, view: View, terms: Terms) -> None:
+    def __init__(self, view: View, terms: Terms, owners: Owners) -> None:
         self._view = view
         self._terms = terms
+        self._owners = owners
         self._map: ClusterMap | None = None  # that was looked at last
         self._is_lost = False  # it was, and none is recovered yet
+        self._is_put_back = False  # the next one is that of an old copy
+        self._newest: ClusterMap | None = None  # while that of an old copy stands, or one that was made of it
+        self._given: dict[tuple[str, int], str] = {}  # the primary's copy, by store and term
+        self._followed: dict[int, ClusterMap] = {}  # by epoch
+        self._followed_by: dict[str, ClusterMap] = {}  # by node, that was looked at last
         self._away_s: dict[str, float] = {}  # for how long nodes did not run, in time in which the controller did
         self._looked_s = 0.0
         self._dead_s: dict[str, float] = {}  # since when nodes are held for dead by the controller's process
@@ -140,7 +157,21 @@ class MapInvariants:
         if after is None or after is self._map:
             return
         before, self._map = self._map, after
-        is_recovered, self._is_lost = self._is_lost, False
+        self._note_terms(after)
+        if self._is_put_back:
+            self._is_put_back, self._is_lost = False, False
+            self._newest = self._newest or before
+            return
+        if after == before:
+            return  # something beside it has changed
+        if before is not None and after.epoch <= before.epoch:
+            raise Violation(f"the map of epoch {before.epoch} is followed by one of epoch {after.epoch}")
+        is_recovered, self._is_lost = self._is_lost or self._newest is not None, False
+        if self._newest is not None:
+            if after.epoch <= self._newest.epoch:
+                return  # no node follows it that follows the newest
+            before, self._newest = self._newest, None
+            self._view.is_behind = False
         for shard in after.shards:
             self._terms.note_map(shard)
             old = before.shard(shard.id) if before is not None else None
@@ -149,14 +180,38 @@ class MapInvariants:
                     self._check_recovered(shard)
                 else:
                     check_change(old, shard)
-                    check_asked(old, shard, self._away_s.get(shard.primary.node, 0.0))
+                    if not is_recovered:
+                        check_asked(old, shard, self._away_s.get(shard.primary.node, 0.0))
                 check_in_sync(self._view, shard)
-        if before is not None and not is_recovered:
+        if is_recovered:
+            self._owners.check_map(after)
+        elif before is not None:
             check_given_up(before, after, [name for name, seconds in self._away_s.items() if seconds > _SILENT_S])
             for move in before.moves:
                 if set(move.partitions) <= set(after.owned_by(move.to)):
                     check_commit(self._view, before, move)
                     check_still(before, self._held_for_dead(_HELD_S), f"move {move.id} is committed")
+
+    def put_back(self) -> None:
+        """The controller's record is an old copy from now on, whose map may stand; what is made of it may not."""
+        self._is_put_back = self._view.is_behind = True
+
+    def check_followed(self, node: str, cluster_map: ClusterMap | None) -> None:
+        """That node follows that map: of each epoch there is one. Raises Violation."""
+        if cluster_map is None or cluster_map is self._followed_by.get(node):
+            return
+        self._followed_by[node] = cluster_map
+        first = self._followed.setdefault(cluster_map.epoch, cluster_map)
+        if first != cluster_map:
+            raise Violation(f"{node} follows a map of epoch {cluster_map.epoch}, of which there is another one")
+
+    def _note_terms(self, after: ClusterMap) -> None:
+        """Each term of a store is given to one copy, also by a controller that has an old copy of its record."""
+        for shard in after.shards:
+            primary = f"{shard.primary.copy_id} on {shard.primary.node}"
+            first = self._given.setdefault((shard.store_id, shard.term), primary)
+            if first != primary:
+                raise Violation(f"term {shard.term} of shard {shard.id} is given to {primary}, and was to {first}")
 
     def _count_away(self) -> None:
         """Called after each event of the controller."""

@@ -37,6 +37,7 @@ class View:
         self._document = document
         self._replicas = replicas
         self._controller = controller
+        self.is_behind = False  # the map is that of an old copy of the record, or made of one
         self._decoded: bytes | None = None
         self._map: ClusterMap | None = None  # that is in it
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -201,6 +202,32 @@ async def test_a_controller_whose_file_is_an_old_copy_changes_nothing_once_it_he
             assert (status, after["epoch"]) == (200, 3 + EPOCH_STEP + 1)
             nodes = {node["id"]: node["url"] for node in after["nodes"]}
             assert nodes == {"s1": "http://new:1", "s2": two["url"]}
+
+
+async def test_a_record_that_is_one_epoch_old_is_not_changed_before_the_nodes_could_tell(tmp_path: Path) -> None:
+    """Else the controller would make another map of that epoch, and could not be told any more."""
+    async with node("s1") as one, node("s2") as two:
+        async with running(tmp_path / "data") as controller:
+            formed = await form(controller, one, two)
+        shutil.copytree(tmp_path / "data", tmp_path / "old")
+        ours = {"cluster_id": formed.cluster_id}
+        async with running(tmp_path / "old") as controller:
+            first = asyncio.create_task(controller.announce("s1", url="http://127.0.0.1:1", **ours))
+            await asyncio.sleep(0.1)
+            assert (await controller.announce("s2", url=two["url"], epoch=2, **ours))[0] == 200
+            status, refused = await first
+            assert (status, refused["code"], refused["heard"]) == (503, "controller-behind", 2)
+
+
+async def test_a_node_that_has_joined_since_an_old_copy_of_the_record_is_not_told_that_it_was_removed(
+    tmp_path: Path,
+) -> None:
+    async with node("s1") as one, node("s2") as two, running(tmp_path) as controller:
+        formed = await form(controller, one, two)
+        ours = {"cluster_id": formed.cluster_id}
+        assert (await controller.announce("s3", url="http://127.0.0.1:1", **ours))[1]["code"] == "foreign-data"
+        status, refused = await controller.announce("s3", url="http://127.0.0.1:1", epoch=9, **ours)
+        assert (status, refused["code"]) == (503, "controller-behind")
 
 
 async def test_the_epochs_of_another_cluster_are_none_of_this_one(tmp_path: Path) -> None:

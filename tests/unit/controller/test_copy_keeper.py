@@ -132,6 +132,18 @@ async def test_shards_with_fewer_copies_in_sync_than_are_asked_for_are_counted(n
     assert (await under_replicated()).endswith(" 1.0"), "that of s2 is not in sync yet"
 
 
+async def test_a_node_that_follows_a_newer_map_is_told_to_make_and_to_drop_nothing(nodes: Nodes) -> None:
+    """The controller's record is an old copy: what its map does not name may be a copy in sync."""
+    await raised(nodes)
+    left_over = CopyReport(shard="s9", store_id="store-s9", copy_id="copy-of-s9", role="copy")
+    nodes.copies["s2"].append(left_over)
+    await nodes.follow()
+    assert [drop.copy_id for drop in (await nodes.beat("s2")).drop] == ["copy-of-s9"]
+    nodes.map = msgspec.structs.replace(nodes.map, epoch=nodes.map.epoch + 5)
+    answer = await nodes.beat("s2")
+    assert (answer.make, answer.drop, answer.give_back, answer.may_stop) == ([], [], [], False)
+
+
 async def test_a_silent_primary_is_replaced_once_its_copy_says_that_it_does_not_hear_it_either(nodes: Nodes) -> None:
     await in_sync(nodes)
     nodes.dead.add("s1")
