@@ -156,6 +156,11 @@ def test_partitions_are_to_move_while_more_nodes_are_dead_than_may_be_silent() -
     assert "is committed, and 2 of 4 nodes are away" in ran.verdict
 
 
+def test_what_a_controller_with_an_old_copy_of_its_record_does_is_seen() -> None:
+    ran = Plan("cluster", 10.0, ["old-record"], bug="go-on-behind", replicas=2).run(0)
+    assert "of which there is another one" in ran.verdict
+
+
 def test_old_files_of_a_primary_and_all_its_copies_are_seen_to_be_served() -> None:
     ran = Plan("cluster", 10.0, ["all-older"], bug="told-not-compared", replicas=2).run(0)
     assert "and the controller was told of" in ran.verdict

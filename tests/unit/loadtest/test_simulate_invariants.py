@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from contextlib import nullcontext
+from itertools import count
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -438,6 +439,91 @@ def test_a_copy_whose_node_has_lost_it_is_not_in_sync_whether_or_not_its_primary
         check_asked(shard, msgspec.structs.replace(shard, replicas=[moved]), 60.0)
 
 
+class Maps:
+    """Invariants of maps, which are shown one after the other."""
+
+    def __init__(self, settled: Settled) -> None:
+        shown = self._shown = list[ClusterMap]()
+        found = settled.cluster.view.map
+        assert found is not None
+        self.first = found
+        view = View(settled.cluster.nodes, lambda: msgspec.json.encode(ClusterState(map=shown[-1])))
+        self.of = Invariants(view)
+        self.view = view
+
+    def show(self, cluster_map: ClusterMap) -> None:
+        self._shown.append(cluster_map)
+        self.of.maps.check()
+
+    def later(self, epochs: int, shard: Shard | None = None) -> ClusterMap:
+        """The first one so many epochs later, with that shard in it."""
+        shards = [shard if shard is not None and each.id == shard.id else each for each in self.first.shards]
+        return msgspec.structs.replace(self.first, epoch=self.first.epoch + epochs, shards=shards)
+
+
+def in_next_term(shard: Shard, epoch: int) -> Shard:
+    """Its copy has taken over."""
+    heir, old = shard.replicas[0], shard.primary
+    primary = msgspec.structs.replace(old, node=heir.node, copy_id=heir.copy_id)
+    copy = msgspec.structs.replace(heir, node=old.node, copy_id=old.copy_id)
+    return msgspec.structs.replace(shard, term=epoch, primary=primary, replicas=[copy])
+
+
+def test_the_epochs_of_maps_rise_but_where_an_old_record_is_put_back(settled: Settled) -> None:
+    maps = Maps(settled)
+    maps.show(maps.later(2))
+    with pytest.raises(Violation, match="is followed by one of epoch"):
+        maps.show(maps.later(1))
+    maps = Maps(settled)
+    maps.show(maps.later(3))
+    maps.of.maps.put_back()
+    assert maps.view.is_behind
+    maps.show(maps.first)
+    maps.show(maps.later(1))
+    assert maps.view.is_behind
+    maps.show(maps.later(1_000_000))
+    assert not maps.view.is_behind
+
+
+def test_a_term_is_given_to_one_copy_also_by_a_controller_with_an_old_record(settled: Settled) -> None:
+    maps, shard = Maps(settled), settled.shard
+    epoch = maps.first.epoch + 1
+    heir = in_next_term(shard, epoch)
+    maps.show(maps.first)
+    maps.show(maps.later(1, heir))
+    maps.of.maps.put_back()
+    maps.show(maps.first)
+    with pytest.raises(
+        Violation, match=f"term {epoch} of shard {shard.id} is given to .* and was to {heir.primary.copy_id}"
+    ):
+        maps.show(maps.later(1, msgspec.structs.replace(shard, term=epoch)))
+
+
+def test_what_is_made_of_an_old_record_takes_no_partition_from_the_store_that_serves_it(settled: Settled) -> None:
+    maps, shard = Maps(settled), settled.shard
+    maps.of.owners._note(settled.place, settled.store)
+    others = [at for at, each in enumerate(maps.first.shards) if each.id != shard.id]
+    moved = maps.first.owned_by(shard.id)[0]
+    owners = [others[0] if partition == moved else owner for partition, owner in enumerate(maps.first.owners)]
+    before = msgspec.structs.replace(maps.first, owners=owners)
+    maps.show(maps.later(1))
+    maps.of.maps.put_back()
+    maps.show(before)
+    where = f"partition {moved} is served by {shard.primary.node} of {shard.id}, and the map gives it to"
+    with pytest.raises(Violation, match=where):
+        maps.show(msgspec.structs.replace(before, epoch=maps.first.epoch + 2))
+
+
+def test_of_each_epoch_the_nodes_follow_one_map(settled: Settled) -> None:
+    maps, shard = Maps(settled), settled.shard
+    one, other = maps.later(1), maps.later(1, in_next_term(shard, maps.first.epoch + 1))
+    maps.of.maps.check_followed("s1", one)
+    maps.of.maps.check_followed("s2", maps.later(1))
+    maps.of.maps.check_followed("s2", maps.later(2))
+    with pytest.raises(Violation, match=f"s3 follows a map of epoch {one.epoch}, of which there is another one"):
+        maps.of.maps.check_followed("s3", other)
+
+
 def test_the_disk_of_a_node_that_opens_a_store_is_not_lost(settled: Settled, monkeypatch: pytest.MonkeyPatch) -> None:
     disks, node = settled.cluster.lost_disks, settled.shard.primary.node
     assert disks.may_be_more(node)
@@ -469,9 +555,11 @@ def test_a_recovered_map_may_lack_a_term_that_no_process_has_served_and_no_other
         shards = [
             msgspec.structs.replace(each, term=term) if each.id == settled.shard.id else each for each in found.shards
         ]
-        return msgspec.json.encode(ClusterState(map=msgspec.structs.replace(found, shards=shards)))
+        later = msgspec.structs.replace(found, epoch=next(epochs), shards=shards)
+        return msgspec.json.encode(ClusterState(map=later))
 
     stored: list[bytes | None] = []
+    epochs = count(found.epoch)
     term = settled.shard.term
     invariants = Invariants(View(settled.cluster.nodes, lambda: stored[-1]))
     invariants.owners._note(settled.place, settled.store)
