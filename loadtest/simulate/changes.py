@@ -143,8 +143,8 @@ async def lose_record(cluster: Cluster, rng: random.Random) -> None:
 
 
 async def put_record_back(cluster: Cluster, rng: random.Random) -> None:
-    """An old copy of the controller's record, as of a moment before moves were committed and copies took over, or in a
-    move; an operator goes on with the newest map of the nodes after a while.
+    """An old copy of the controller's record; later an operator goes on with the newest map of the nodes.
+    It is of a moment before moves were committed and copies took over, or in a move.
 
     Not beside other faults: a node that is away then may be the only one that follows a newer map.
     """
@@ -201,7 +201,7 @@ async def _recover(cluster: Cluster, changes: OperatorChanges) -> None:
 async def _freezing(cluster: Cluster) -> str | None:
     """The source of a move that has frozen it, as soon as there is one."""
     for _ in range(_LOOKS * 10):
-        if frozen := [each.move.source for each in cluster.view.tries() if each.step in ("freeze", "done")]:
+        if frozen := [each.move.source for each in cluster.view.controller.tries() if each.step in ("freeze", "done")]:
             return frozen[0]
         await asyncio.sleep(_LOOK_S / 10)
     return None

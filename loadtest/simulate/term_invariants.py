@@ -41,7 +41,7 @@ class Terms:
     def note_store(self, store: Store, shard: Shard) -> None:
         """It is served now, as that shard of its map. Raises Violation."""
         store_id, sender = store.identity.store_id, store.tables.sender
-        if store.durable < (told := self._view.told(store_id)):
+        if store.durable < (told := self._view.controller.told(store_id)):
             raise Violation(
                 f"shard {shard.id} is served up to record {store.durable}, and the controller was told of {told}"
             )
@@ -193,7 +193,7 @@ class MapInvariants:
                     check_still(before, self._held_for_dead(_HELD_S), f"move {move.id} is committed")
 
     def put_back(self) -> None:
-        """The controller's record is an old copy from now on, whose map may stand; what is made of it may not."""
+        """The controller's record is an old copy now. Its map may stand; what is made of it may not."""
         self._is_put_back = self._view.is_behind = True
 
     def check_followed(self, node: str, cluster_map: ClusterMap | None) -> None:
@@ -206,7 +206,7 @@ class MapInvariants:
             raise Violation(f"{node} follows a map of epoch {cluster_map.epoch}, of which there is another one")
 
     def _note_terms(self, after: ClusterMap) -> None:
-        """Each term of a store is given to one copy, also by a controller that has an old copy of its record."""
+        """Each term of a store is given to one copy, also by a controller with an old record."""
         for shard in after.shards:
             primary = f"{shard.primary.copy_id} on {shard.primary.node}"
             first = self._given.setdefault((shard.store_id, shard.term), primary)
@@ -223,11 +223,11 @@ class MapInvariants:
     def _check_moves(self) -> None:
         """None begins while too many nodes are held for dead."""
         for node in self._view.nodes:
-            if not self._view.is_held_for_dead(node):
+            if not self._view.controller.is_held_for_dead(node):
                 self._dead_s.pop(node, None)
             else:
                 self._dead_s.setdefault(node, self._looked_s)
-        at_work = [each.move.id for each in self._view.tries() if each.step in _AT_WORK]
+        at_work = [each.move.id for each in self._view.controller.tries() if each.step in _AT_WORK]
         for move in at_work:
             if move not in self._at_work and self._map is not None:
                 check_still(self._map, self._held_for_dead(_BEGUN_S), f"move {move} begins")

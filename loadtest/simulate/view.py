@@ -15,12 +15,36 @@ import msgspec
 from kvstore.controller.map_store.interface import Told
 from kvstore.controller.membership import ClusterState
 from kvstore.controller.move_tries import Try
+from kvstore.controller.parts import Parts
 from kvstore.placement.cluster_map import ClusterMap, Replica, Shard
 from kvstore.replication.copy import StoreCopy
 from kvstore.shard.resident import Resident
 from kvstore.store.store import Store
 from loadtest.simulate.node import NodeServer
 from loadtest.simulate.servers import ControllerServer
+
+
+class ControllerView:
+    """What a controller knows; nothing if there is none."""
+
+    def __init__(self, server: ControllerServer | None) -> None:
+        self._server = server
+
+    def told(self, store_id: str) -> int:
+        """The number of the last record of which its store was told."""
+        return self._server.register.told.get(store_id, Told()).number if self._server is not None else 0
+
+    def is_held_for_dead(self, node: str) -> bool:
+        """Whether its process has not heard that node for too long."""
+        return self._parts is not None and self._parts.keeper.is_dead(node)
+
+    def tries(self) -> list[Try]:
+        """Of the moves that its process carries out."""
+        return list(self._parts.mover.tries.by_pair.values()) if self._parts is not None else []
+
+    @property
+    def _parts(self) -> Parts | None:
+        return self._server.parts if self._server is not None else None
 
 
 class View:
@@ -36,7 +60,7 @@ class View:
         self.nodes = nodes
         self._document = document
         self._replicas = replicas
-        self._controller = controller
+        self.controller = ControllerView(controller)
         self.is_behind = False  # the map is that of an old copy of the record, or made of one
         self._decoded: bytes | None = None
         self._map: ClusterMap | None = None  # that is in it
@@ -59,23 +83,6 @@ class View:
 
     def is_member(self, node: str) -> bool:
         return (found := self.map) is not None and found.node(node) is not None
-
-    # --- the controller
-
-    def told(self, store_id: str) -> int:
-        """The number of the last record of which the controller's store was told."""
-        register = self._controller.register if self._controller is not None else None
-        return register.told.get(store_id, Told()).number if register is not None else 0
-
-    def is_held_for_dead(self, node: str) -> bool:
-        """Whether the controller's process has not heard that node for too long."""
-        parts = self._controller.parts if self._controller is not None else None
-        return parts is not None and parts.keeper.is_dead(node)
-
-    def tries(self) -> list[Try]:
-        """Of the moves that the controller's process carries out."""
-        parts = self._controller.parts if self._controller is not None else None
-        return list(parts.mover.tries.by_pair.values()) if parts is not None else []
 
     # --- in processes that run
 

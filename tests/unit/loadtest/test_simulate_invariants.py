@@ -376,7 +376,7 @@ def test_no_move_is_committed_while_more_nodes_are_held_for_dead_than_may_be(
         maps = settled.invariants.maps
         with monkeypatch.context() as patched:
             patched.setattr(type(view), "map", property(lambda _: shown[-1]))
-            patched.setattr(view, "is_held_for_dead", dead.__contains__)
+            patched.setattr(view.controller, "is_held_for_dead", dead.__contains__)
             for each in (before, committed(before, "m1")):
                 shown.append(each)
                 maps.check()
@@ -394,8 +394,8 @@ def test_no_move_begins_while_more_nodes_are_held_for_dead_than_may_be(
     assert found is not None
     dead, move = [node.id for node in found.nodes[:2]], Try(Move(id="m1", source="s1", to="s2", partitions=[1]))
     maps = settled.invariants.maps
-    monkeypatch.setattr(view, "is_held_for_dead", dead.__contains__)
-    monkeypatch.setattr(view, "tries", lambda: [move])
+    monkeypatch.setattr(view.controller, "is_held_for_dead", dead.__contains__)
+    monkeypatch.setattr(view.controller, "tries", lambda: [move])
     maps.check()
     move.step = "copy"
     maps.check()  # it may have begun before
