@@ -301,7 +301,7 @@ def check_still(before: ClusterMap, away: Sequence[str], what: str) -> None:
 
 
 def check_asked(before: Shard, after: Shard, away_s: float) -> None:
-    """In a term no copy comes in sync or goes without its primary, but for one that is lost.
+    """In a term no copy comes in sync or goes without its primary, unless its node has lost it.
 
     `away_s`: for how long the primary did not run. Raises Violation.
     """
