@@ -45,6 +45,9 @@ from kvstore.supervisor import Child, Log, Supervisor, json_line
 _LAUNCH_ANSWER_S = 5.0  # on top of the time for which the controller holds the question open
 _LAUNCH_RETRY_S = 0.2
 _HELD_RETRY_S = 0.5
+# aiohttp loads the system's certificates when it is imported, which takes a tenth of a node's start; a node calls no
+# https under `up`.
+_NO_CERTIFICATES = {"SSL_CERT_FILE": os.devnull, "SSL_CERT_DIR": os.devnull}
 
 
 async def up(config_path: Path, *, restart: bool, announce: Callable[[str], None], demo: bool = False) -> int:
@@ -205,7 +208,8 @@ def shard_child(config: ClusterConfig, config_path: Path, shard_id: str, listen:
     options = ["--join", _controller_url(config), "--data-dir", config.data_dir]
     if is_any_address(listen_address(listen)[0]):  # all that ask it are on this host
         options += ["--advertise", address_text(*on_this_host(listen))]
-    return _child(config, "shard", shard_id, listen, config_path, *options)
+    child = _child(config, "shard", shard_id, listen, config_path, *options)
+    return child._replace(environment={**child.environment, **_NO_CERTIFICATES})
 
 
 def _child(config: ClusterConfig, role: str, child_id: str, listen: str, config_path: Path, *options: str) -> Child:

@@ -26,7 +26,16 @@ from kvstore.readiness import http_get
 from loadtest.cluster.processes import free_ports
 from tests.unit.test_supervisor import DEAF, SERVE, is_running, until
 
+CERTIFICATES = "from aiohttp.connector import _SSL_CONTEXT_VERIFIED as tls; print(tls.cert_store_stats()['x509'])"
+
 # --- rules -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_node_begins_without_loading_certificates_that_it_never_needs() -> None:
+    child = shard_child(default_config(), Path("/etc/cluster.yaml"), "s1", "127.0.0.1:9101")
+    environment = {**os.environ, **child.environment}
+    done = subprocess.run([sys.executable, "-c", CERTIFICATES], capture_output=True, text=True, env=environment)
+    assert done.stdout == "0\n"
 
 
 def test_every_process_of_the_file_becomes_a_child() -> None:
