@@ -228,8 +228,12 @@ class ChangeRoutes:
         ending = self._launches.ending(state)
         last = self._views.last(state)
         told = {"epoch": epoch, "moves": moves, "wanted": wanted, "ending": ending, "last": last}
-        copies = self._keeper.facts(state.map, state.changes) if state.map is not None and call.get("copies") else None
-        return json_response(200, told | ({"copies": copies} if copies is not None else {}))
+        if call.get("copies"):
+            copies = self._keeper.facts(state.map, state.changes) if state.map is not None else None
+            behind = self._document.behind(state) or self._changes.recovery.lost(state)
+            told |= {"copies": copies} if copies is not None else {}
+            told |= {"behind": behind.detail} if behind is not None else {}
+        return json_response(200, told)
 
     async def post_moves(self, call: Call) -> Response:
         if call.get("plan"):

@@ -16,11 +16,18 @@ Document = Mapping[str, Any]
 
 
 def advice(document: Document) -> dict[str, str]:
-    """`level` (ok, busy, warning) and `sentence`, from `shards`, `moves`, `wanted`, `in_doubt`, `lost`."""
+    """`level` (ok, busy, warning) and `sentence`, from `shards`, `moves`, `wanted`, `in_doubt`, `lost`,
+    `copies`, `behind`."""
     shards: Sequence[Document] = document["shards"]
     given_up = [lost["shard"] for lost in document.get("lost", ()) if not lost["opened"]]
     down = [shard["id"] for shard in shards if shard["state"] == "down"]
     facts: Document = document.get("copies") or {}
+    if behind := document.get("behind"):
+        return _said(
+            "warning",
+            f"The controller changes nothing: {behind} Keys are served, but no copy takes over, and no shard can join "
+            "or leave. Run `kvstore controller recover`.",
+        )
     if given_up:
         return _said("warning", _given_up(given_up, [shard_id for shard_id in down if shard_id not in given_up]))
     if down:

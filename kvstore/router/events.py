@@ -216,7 +216,7 @@ class Events:
     def _moves(self) -> dict[str, Any]:
         if self._told is None:
             return {**_NOTHING_TOLD, "epoch": self._epoch, "wanted": None, "ending": None}
-        return self._told
+        return {name: value for name, value in self._told.items() if name != "behind"}
 
     async def _watch_shards(self) -> None:
         loop = asyncio.get_running_loop()
@@ -292,6 +292,7 @@ class Events:
             document = with_copies(document, self._copies)
         lost = lost_documents(cluster_map)
         about = {"moves": moves["moves"], "wanted": moves["wanted"], "lost": lost, "copies": self._copies}
+        about["behind"] = (self._told or {}).get("behind")
         word = advice({**document, **about})
         self.feed.offer("cluster", {**document, "advice": word}, (second, _states(document), word))
 

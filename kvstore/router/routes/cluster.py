@@ -55,10 +55,11 @@ class ClusterRoutes:
 
     async def cluster(self, call: Call) -> Response:
         changes = await self._controller.described(self._service.table.cluster_map)
-        facts = changes.pop("copies", None)
+        facts, behind = changes.pop("copies", None), changes.pop("behind", None)
         document = with_copies(await self._views.cluster(changes.pop("epoch")) | changes, facts)
         lost = lost_documents(cluster_map) if (cluster_map := self._service.table.cluster_map) is not None else []
-        return json_response(200, document | {"advice": advice(document | {"lost": lost, "copies": facts})["sentence"]})
+        about = {"lost": lost, "copies": facts, "behind": behind}
+        return json_response(200, document | {"advice": advice(document | about)["sentence"]})
 
     async def explain(self, call: Call) -> Response:
         return json_response(200, await self._views.explain(call.argument))

@@ -152,6 +152,8 @@ async def test_a_controller_whose_file_was_lost_goes_on_with_the_map_of_its_shar
             ):
                 status, refused = await controller.call(method, path, json=body)
                 assert (status, refused["code"]) == (503, "controller-behind"), path
+            _, told = await controller.call("GET", "/v1/moves?copies=true")
+            assert "its file is lost" in told["behind"], "routers say it to people"
             status, shown = await controller.call("GET", "/v1/recovery")
             assert (status, shown["epoch"], shown["told"], shown["silent"]) == (200, 1, ["s1", "s2"], [])
             status, taken = await controller.call("POST", "/v1/recovery", json=ours)

@@ -46,6 +46,11 @@ WELL: dict[str, Any] = {
         ({"moves": [{**MOVE, "step": "waiting", "detail": "shard s2 is away"}]}, "warning", "shard s2 is away"),
         ({"wanted": ["s5"]}, "busy", "Shard s5 is being started"),
         ({"wanted": None}, "warning", "The controller does not answer"),
+        (
+            {"behind": "Its file is lost.", "shards": [DOWN]},
+            "warning",
+            "Its file is lost. Keys are served, but no copy",
+        ),
         ({"in_doubt": {"count": 1, "oldest_s": 60.0}}, "warning", "in doubt for 60 s"),
         ({"in_doubt": {"count": 1, "oldest_s": 0.2}}, "ok", "All is well"),
         ({"shards": []}, "warning", "no shards yet"),
