@@ -164,6 +164,16 @@ def test_supervised_without_a_pipe_is_refused(tmp_path: Path) -> None:
     assert "--supervised needs a pipe" in done.stderr
 
 
+def test_what_is_loaded_is_set_aside_without_a_look_for_garbage() -> None:
+    looks = 'sum(each["collections"] for each in gc.get_stats())'
+    body = f"print({looks} - before, gc.get_freeze_count() > 10_000)"
+    script = f"import gc\ngc.disable()\nbefore = {looks}" + SCRIPT.format(body=body, supervised=False)
+    done = subprocess.run(
+        [sys.executable, "-c", script], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60
+    )
+    assert (done.stdout, done.stderr) == ("0 True\n", "")
+
+
 def test_without_data_dir_there_is_no_pid_file(start: Start) -> None:
     process = start(data=False)
     first_line(process)
