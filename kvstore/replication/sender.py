@@ -20,6 +20,7 @@ from kvstore.replication.configuration import Configuration, Request
 from kvstore.replication.copy_link import Surroundings
 from kvstore.replication.held_lease import HeldLease
 from kvstore.replication.links import CopyLinks
+from kvstore.replication.nearing import Nearing
 from kvstore.replication.session import Session
 from kvstore.replication.shipping import Link, LinkKey, Shipping
 from kvstore.replication.stalls import Stalls
@@ -27,7 +28,6 @@ from kvstore.replication.tail import Tail
 from kvstore.storage.segments import Entry
 
 _TAIL_BYTES = 16 << 20
-_LAG_MAX = 64  # records that a joining copy may lack when the primary begins to wait for it
 _STALL_SLACK_S = 0.05
 
 
@@ -41,6 +41,7 @@ class Sender:
         self.lease = HeldLease(surroundings.times)
         self.stalls = Stalls(_STALL_SLACK_S)
         self._around = surroundings
+        self._nearing = Nearing(self.tail, surroundings.times.failover_after_s, surroundings.environment.boottime_s())
         self._told: tuple[Request, ...] = ()
 
     async def run(self) -> None:
@@ -121,6 +122,8 @@ class Sender:
     def controller_heard(self) -> None:
         """The controller has answered a beat."""
         self.lease.needed_s = None
+        now = self._around.environment.boottime_s()
+        self._become(self._nearing.controller_heard(self.shipping, self.links.by_key, now))
         self._tell_news()
 
     def _tell_news(self) -> None:
@@ -165,10 +168,8 @@ class Sender:
         link = shipping.find(state, named)
         if link is None:
             return
-        is_near = shipping.is_nearly_there(state, link, _LAG_MAX)
-        if is_near and self.tail.reaches_end(link.acked, state.last, room_bytes):  # else what comes waits for long
-            state = shipping.wait_from(state, named)
-        self._become(state)
+        now = self._around.environment.boottime_s()
+        self._become(self._nearing.acked(state, link, room_bytes, now))
         if self._told or not link.in_sync:
             self._tell_news()
 

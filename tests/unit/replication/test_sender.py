@@ -610,6 +610,24 @@ async def test_a_primary_that_needs_the_controller_in_vain_lets_its_beacons_end(
         assert cluster.sender.lease.may_ask(later)
 
 
+async def test_no_copy_is_waited_for_that_could_not_be_taken_out_since_the_controller_is_away(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It may be gone again before the controller is back, and all writes would stand until then."""
+    async with Cluster("n2").running() as cluster:
+        later = cluster.environment.boottime_s() + 2 * TIMES.failover_after_s
+        monkeypatch.setattr(cluster.environment, "boottime_s", lambda: later)
+        cluster.follow(cluster.replica("n2"))
+        await until(lambda: cluster.copies["n2"].log.last.number == cluster.log.last.number)
+        number = cluster.put("a")
+        await until(lambda: cluster.copies["n2"].log.last.number == number)
+        cluster.hold_up("n2")
+        assert cluster.sender.shipping.links[0].waited == 0
+        assert cluster.put("b") == cluster.sender.shipping.committed
+        cluster.sender.controller_heard()
+        assert cluster.sender.shipping.links[0].waited > 0
+
+
 async def test_a_copy_that_could_count_as_in_sync_while_the_controller_is_away_costs_the_primary_no_lease(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
