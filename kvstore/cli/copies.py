@@ -34,8 +34,8 @@ def replicas(number: int, no_wait: bool, url: str, as_json: bool) -> None:
 
     \b
     Exit codes: 0 all copies are there, or as many as there are nodes; 1
-    refused, or superseded; 130 interrupted. With --json the last line is the change, as in
-    GET /v1/changes/{id}.
+    refused, or superseded; 130 interrupted. With --json the last line is
+    the change, as in GET /v1/changes/{id}.
 
     \b
     Example:

@@ -378,8 +378,8 @@ class Coordinator:
 
     # --- looking up ---------------------------------------------------------------------------------------------------
 
-    async def look(self, name: str) -> str | None:
-        """`committed`, `aborted` or `pending`; None if nothing is known of it.
+    async def look(self, name: str) -> Outcome | None:
+        """What became of it: `committed`, `aborted` or `pending`; None if nothing is known of it.
 
         Raises BadParameter for what is no id; Unavailable, and what else its anchor's shard answers.
         """
@@ -390,11 +390,11 @@ class Coordinator:
         reply = await self._service.ask_owner(partition, GetTxn(0, partition, match[2]))
         if isinstance(reply, Outcome):
             if reply.state != "gone":
-                return reply.state
+                return reply
             held = await asyncio.gather(
                 *[self._is_held(channel, match[2]) for channel in self._table.channels.values()]
             )
-            return "pending" if any(held) else None
+            return Outcome(0, "pending", match[2]) if any(held) else None
         raise from_problem(reply.problem if isinstance(reply, Answer) else None)
 
     async def _is_held(self, channel: Channel, name: str) -> bool:

@@ -203,12 +203,12 @@ class Demo:
         else:
             play.end("failed", f"an intent is still there after {_RESOLVED_S:g} s: is a shard down?")
             return
-        state = await self._coordinator.look(play.txn) if play.txn else None
+        found = await self._coordinator.look(play.txn) if play.txn else None
         before = sum(account.balance for account in play.accounts)
         await self._read(play.accounts)
         same = sum(account.balance for account in play.accounts) == before
         total = f"The sum of both accounts is {'still' if same else 'no longer'} {before}."
-        if state == "committed":
+        if found is not None and found.state == "committed":
             play.end("committed", f"The decision was durable, so the shards finished it without a coordinator. {total}")
         else:
             play.end("aborted", f"Nothing had been decided, so the shards gave it up for good. {total}")

@@ -130,9 +130,10 @@ class Idempotency:
         if self._changes.before(REPLY, row_key).live:
             self._changes.write(REPLY, row_key, partition, None)
 
-    def committed(self, attempt: str) -> bool:
-        """Whether there is a kept reply of that attempt."""
-        return self._changes.before(REPLY, attempt_row_key(attempt)).live
+    def of_attempt(self, attempt: str) -> IdempotencyRecord | None:
+        """The kept reply of that attempt, without its reads. Raises DataCorrupt."""
+        row_key = attempt_row_key(attempt)
+        return self._decode(row_key) if self._changes.before(REPLY, row_key).live else None
 
     def expire_if_due(self, row_key: str, partition: int) -> bool:
         """As `WriteSet.expire_if_due`; a reply that must stay, or whose time is not over, gets a new deadline."""

@@ -123,7 +123,9 @@ class Outcomes:
         if body is not None:
             decision = decode_decision(body)
             return self.outcome(op.id, decision.attempt, decision.outcome, decision)
-        return Outcome(op.id, "committed" if self._idempotency.committed(op.name) else "gone", op.name)
+        if (kept := self._idempotency.of_attempt(op.name)) is not None:
+            return Outcome(op.id, "committed", op.name, kept.version, kept.succeeded)
+        return Outcome(op.id, "gone", op.name)
 
     def drop(self, op: DropDecisions) -> Answer:
         """These decisions go, and the low-water mark of stamps rises."""

@@ -24,7 +24,7 @@ class Unproved:
 
     def round_is_over(self, untold: Set[str]) -> None:
         """These copies did not say, of some partition at least, what they have."""
-        self._rounds = {copy_id: self._rounds.get(copy_id, 0) + 1 for copy_id in untold}
+        self._rounds = {copy_id: self._rounds.get(copy_id, 0) + 1 for copy_id in sorted(untold)}
 
     def nodes(self, in_sync: Mapping[str, str]) -> list[str]:
         """Where those lie that did not for too long. `in_sync`: node by copy id."""

@@ -175,6 +175,5 @@ def closing(place: Place) -> Steps[bool]:
 def _look_up(place: Place, markers: Mapping[str, str]) -> Steps[None]:
     """What GET /v1/txn/{id} says of a cluster at rest must agree with the markers and with what clients were told."""
     for told in place.shared.pop("told", [])[-_LOOKED_UP_MAX:]:
-        is_there = told.marker in markers
-        statuses = {"unknown", "committed" if is_there else "aborted"}
-        yield calls.look_up("bank look up", told.id, frozenset(statuses))
+        statuses = {"committed"} if told.marker in markers else {"aborted", "unmet"}
+        yield calls.look_up("bank look up", told.id, frozenset({"unknown", *statuses}))

@@ -111,10 +111,12 @@ def put_brief(name: str, key: str, value: bytes, ttl_s: float) -> Call:
 
 
 def look_up(name: str, txn_id: str, statuses: frozenset[str]) -> Call:
-    """What became of a transaction; `statuses` are those that may be, `unknown` for one that is not known any more."""
+    """What became of a transaction; `statuses` are those that may be: also `unknown`, for one that is not known any
+    more, and `unmet`, for one that is committed and of which a condition did not hold."""
 
     def check(reply: Reply) -> str | None:
-        status = msgspec.json.decode(reply.body)["status"] if reply.status == 200 else "unknown"
+        found = msgspec.json.decode(reply.body) if reply.status == 200 else {"status": "unknown"}
+        status = "unmet" if found.get("succeeded") is False else found["status"]
         return None if status in statuses else f"{status}, which cannot be; possible: {', '.join(sorted(statuses))}"
 
     return Call(name, "GET", f"/v1/txn/{txn_id}", expected=GOT, check=check)

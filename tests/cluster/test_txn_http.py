@@ -536,11 +536,12 @@ async def test_a_transaction_with_an_idempotency_key_can_be_looked_up(calls: Cal
             {"then": [put(keys[0]), put(keys[1])]},
             {"then": [get(keys[0]), get(keys[1])]},
             {"if": [{"key": keys[0], "exists": False}], "then": [put(keys[2])], "else": [put(keys[3])]},
+            {"if": [{"key": keys[0], "exists": False}], "then": [put(keys[2])], "else": [get(keys[1]), get(keys[3])]},
         )
     ):
         reply = await calls.txn(body, idempotency_key=f"K{number}")
         found = await look(calls, reply.json["id"])
-        assert (found.status, found.json) == (200, {"status": "committed"}), body
+        assert (found.status, found.json) == (200, {"status": "committed", "succeeded": number < 2}), body
         again = await calls.txn(body, idempotency_key=f"K{number}")
         assert again.json["id"] == reply.json["id"]
         head = await look(calls, reply.json["id"], "HEAD")
@@ -552,7 +553,7 @@ async def test_one_without_a_key_is_committed_or_unknown_but_never_aborted(calls
     found = await look(calls, answer["id"])
     assert found.status in (200, 404)
     if found.status == 200:
-        assert found.json == {"status": "committed"}
+        assert found.json == {"status": "committed", "succeeded": True}
     else:
         assert code(found) == (404, "not-found")
         assert "may have been committed" in found.json["detail"]

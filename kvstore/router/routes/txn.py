@@ -118,14 +118,15 @@ class TxnRoutes:
         return response
 
     async def look(self, call: Call) -> Response:
-        state = await self._coordinator.look(call.argument)
-        if state is None:
+        found = await self._coordinator.look(call.argument)
+        if found is None:
             raise NotFound(
                 f"nothing is known of the transaction {call.argument}: it may have been committed all the same.",
                 next_step="Read the keys to see. With an Idempotency-Key, what became of it is known for longer, and "
                 "the same request gives the first answer again.",
             )
-        return json_response(200, {"status": state})
+        ran = {"succeeded": found.succeeded} if found.state == "committed" else {}
+        return json_response(200, {"status": found.state, **ran})
 
 
 # --- decoding ---------------------------------------------------------------------------------------------------------
@@ -268,6 +269,7 @@ class TransactionState(Struct):
     """`pending`: it can still go either way."""
 
     status: Annotated[str, about(enum=["committed", "aborted", "pending"])]
+    succeeded: Annotated[bool, about("If it is committed: which branch ran, `then` if true.")] | UnsetType = UNSET
 
 
 # --- the entries ------------------------------------------------------------------------------------------------------
@@ -354,7 +356,11 @@ TXN_ROUTES = (
         description="Known while it is in doubt; of one that carried an Idempotency-Key, for "
         "{idempotency_kept_s:,g} s. A 404 says nothing: it may have been committed.",
         parameters=(_ID,),
-        answers=(Success(200, "What is known.", Content(TransactionState, example({"status": "committed"}))),),
+        answers=(
+            Success(
+                200, "What is known.", Content(TransactionState, example({"status": "committed", "succeeded": True}))
+            ),
+        ),
         errors=(NotFound, TooManyRequests, DataCorrupt),
         is_work=True,
     ),

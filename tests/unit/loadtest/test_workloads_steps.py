@@ -398,5 +398,6 @@ def test_a_key_that_expires_is_noted_with_a_deletion_that_no_client_asked_for() 
 def test_a_look_up_of_a_transaction_that_cannot_be_is_a_failure() -> None:
     call = calls.look_up("look up", "t", frozenset({"unknown", "committed"}))
     assert failure(call, Reply(404)) is None
-    assert failure(call, Reply(200, b'{"status":"committed"}')) is None
+    assert failure(call, Reply(200, b'{"status":"committed","succeeded":true}')) is None
+    assert "unmet, which cannot be" in (failure(call, Reply(200, b'{"status":"committed","succeeded":false}')) or "")
     assert "pending, which cannot be" in (failure(call, Reply(200, b'{"status":"pending"}')) or "")

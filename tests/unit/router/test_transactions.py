@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from kvstore.config import Limits
 from kvstore.errors import BadBody, BadParameter, Conflict, KvError, Locked, NotFound
 from kvstore.model import Condition, IdempotencyKey, Read, TxnOp
+from kvstore.protocol import Outcome
 from kvstore.router.coordinator import Coordinator
 from kvstore.router.participants import Result, Transaction
 from kvstore.router.routes.txn import TXN_ROUTES, TxnBody, TxnRoutes, encode_result, parse_transaction
@@ -342,9 +343,9 @@ class Told:
         self.asked.append((transaction, once))
         return cast(Result, self._answered())
 
-    async def look(self, txn_id: str) -> str | None:
+    async def look(self, txn_id: str) -> Outcome | None:
         self.asked.append(txn_id)
-        return cast("str | None", self._answered())
+        return cast("Outcome | None", self._answered())
 
     def _answered(self) -> Any:
         if isinstance(self.answer, Exception):
@@ -427,11 +428,21 @@ async def test_who_meets_a_lock_is_told_how_its_holder_gets_through() -> None:
     assert (problem["owner"], problem["retry_after_ms"]) == ("me", 7)
 
 
-@pytest.mark.parametrize("state", ["committed", "aborted", "pending"])
-async def test_looking_a_transaction_up_says_its_state(state: str) -> None:
-    told = Told(state)
+@pytest.mark.parametrize(
+    ("state", "ran", "said"),
+    [
+        ("committed", True, {"status": "committed", "succeeded": True}),
+        ("committed", False, {"status": "committed", "succeeded": False}),
+        ("aborted", False, {"status": "aborted"}),
+        ("pending", False, {"status": "pending"}),
+    ],
+)
+async def test_looking_a_transaction_up_says_its_state_and_which_branch_ran(
+    state: Any, ran: bool, said: dict[str, Any]
+) -> None:
+    told = Told(Outcome(0, state, succeeded=ran))
     response = await look(told, "8-c%2D9")
-    assert (response.status, json.loads(response.body)) == (200, {"status": state})
+    assert (response.status, json.loads(response.body)) == (200, said)
     assert told.asked == ["8-c-9"]
 
 

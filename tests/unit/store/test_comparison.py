@@ -102,7 +102,7 @@ async def test_of_two_copies_that_agree_and_not_with_the_primary_none_is_judged_
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, is_connected: bool
 ) -> None:
     """Alone it looks like a copy that differs, which is rebuilt."""
-    monkeypatch.setattr(digest_question, "_ANSWER_S", 0.05)
+    monkeypatch.setattr(digest_question, "_ANSWER_S", 1.0)
     partition = partition_of(KEYS[7].encode(), PARTITIONS)
     async with primary(tmp_path) as one:
         await _with_rows(one, "n2", "n3")
