@@ -23,8 +23,6 @@ The tail is right because both ends see the source's order of changes: a page sa
 the next one asks for what came after. A deletion is a row, a tombstone; should tombstones have been trimmed beyond the
 sequence that is asked for, one may be missing: the move fails, and is begun again.
 
-A move that is about to be frozen has the store for itself until its partitions are answered for (`quiet`).
-
 While others are at work in either store, a move takes no more than `limits.move_busy_share` of the time, in small
 pages; else as much as it can.
 """
@@ -43,7 +41,6 @@ from kvstore.placement.cluster_map import Move
 from kvstore.protocol import Freeze, Frozen, Info, MovedRow, Pull, Rows, Stats
 from kvstore.shard.move_source import MoveSource
 from kvstore.shard.peers import Peers
-from kvstore.shard.quiet import Quiet
 from kvstore.store.pacing import pause_s
 from kvstore.store.store import Store
 
@@ -61,7 +58,7 @@ _ROW_BYTES = 128  # what a row takes beside its key and value, about
 class IncomingMove:
     """`changed` is set, and replaced, with each step; `detail`: what this end waits for, or why it failed."""
 
-    def __init__(self, move: Move, store: Store, peers: Peers, limits: Limits, quiet: Quiet) -> None:
+    def __init__(self, move: Move, store: Store, peers: Peers, limits: Limits) -> None:
         self.move = move
         self.step = "copy"
         self.detail = ""
@@ -71,7 +68,6 @@ class IncomingMove:
         self._store = store
         self._peers = peers
         self._limits = limits
-        self._quiet = quiet
         self._environment = store.tables.environment
 
     @property
@@ -86,8 +82,6 @@ class IncomingMove:
 
     def _go_on(self, step: str, detail: str = "") -> None:
         self.step, self.detail = step, detail
-        if step == "failed":
-            self._quiet.end(self.move.id)
         self.changed.set()
         self.changed = asyncio.Event()
 
@@ -108,9 +102,6 @@ class IncomingMove:
                 await self._store.migration.add_up(self.move.id)
                 if count <= _LAG_ROWS:
                     break
-            self._quiet.begin(self.move.id)
-            await self._store.migration.add_up(self.move.id)  # also what others have brought, which comes first
-            _, sequence = await self._take_changes(sequence)
             self._go_on("freeze")
             failpoints.hit("move-before-freeze")
             frozen = await self._source.ask_with_map(Freeze(0, self.move.id), Frozen)
@@ -206,8 +197,6 @@ class IncomingMove:
     async def _take(self, rows: list[MovedRow]) -> None:
         done = 0
         while done < len(rows):
-            if self.step != "freeze":
-                await self._quiet.give_way(self.move.id)
             started_s = self._environment.monotonic_s()
             some = _first_page(rows[done : done + self._page_rows], self._limits.page_bytes_max)
             self.bytes_done += await self._take_when_there_is_room(some)

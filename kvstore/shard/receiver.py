@@ -14,7 +14,6 @@ from kvstore.errors import Conflict
 from kvstore.protocol import Progress, Receive
 from kvstore.shard.incoming_move import IncomingMove
 from kvstore.shard.peers import Peers
-from kvstore.shard.quiet import Quiet
 from kvstore.store.store import Store
 
 _PROGRESS_S = 0.5
@@ -28,7 +27,6 @@ class Receiver:
         self._store = store
         self._peers = peers
         self._limits = limits
-        self._quiet = Quiet(store.tables.environment, limits.move_freeze_timeout_s)
         self._moves: dict[str, tuple[IncomingMove, asyncio.Task[None]]] = {}
 
     async def receive(self, request: Receive) -> Progress:
@@ -38,7 +36,7 @@ class Receiver:
         if move is None or move.to != self._shard_id:
             raise Conflict(f"the move {request.move} to shard {self._shard_id} does not stand.", retry_after_ms=50)
         if move.id not in self._moves:
-            begun = IncomingMove(move, self._store, self._peers, self._limits, self._quiet)
+            begun = IncomingMove(move, self._store, self._peers, self._limits)
             self._moves[move.id] = begun, asyncio.create_task(begun.run())
         at, _ = self._moves[move.id]
         if at.step == request.seen and not at.is_over:
@@ -51,7 +49,6 @@ class Receiver:
         for move_id in [move_id for move_id in self._moves if move_id not in standing]:
             _, task = self._moves.pop(move_id)
             task.cancel()
-            self._quiet.end(move_id)
 
     async def close(self) -> None:
         tasks = [task for _, task in self._moves.values()]

@@ -192,34 +192,6 @@ async def test_at_the_freeze_all_but_what_changed_last_is_applied_and_added_up_a
         assert left == [(0, set()), (0, set())]
 
 
-async def test_while_a_move_is_frozen_no_other_one_brings_rows_to_its_destination(tmp_path: Path):
-    """They would be applied first, and no shard would answer meanwhile."""
-    async with cluster_of_two(tmp_path, move_freeze_timeout_s=60.0) as cluster:
-        for key in ("a", "b"):
-            await cluster.ask("s1", Put(1, key, b"value"))
-        first, second = cluster.plan("a"), cluster.plan("b")
-        await cluster.spread()
-        frozen, may_go_on = asyncio.Event(), asyncio.Event()
-
-        async def hold(message: Any) -> None:
-            if isinstance(message, Freeze) and message.move == first:
-                frozen.set()
-                await may_go_on.wait()
-
-        cluster.before_message = hold
-        carrying = asyncio.create_task(cluster.carry(first))
-        await frozen.wait()
-        await cluster.progress(second)
-        await asyncio.sleep(0.3)
-        assert (await cluster.progress(second)).rows_done == 0
-        may_go_on.set()
-        assert (await carrying).step == "done"
-        cluster.commit(first)
-        await cluster.spread("s2", "s1")
-        progress = await cluster.carry(second)
-        assert (progress.step, progress.rows_done) == ("done", 1)
-
-
 def _not_added_up(store: Store, partitions: Set[int]) -> Set[int]:
     """Those of which the next digest would have to read all rows again."""
     engine: Any = store.tables.engine
