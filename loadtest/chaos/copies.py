@@ -150,11 +150,12 @@ class CopyFaults:
 
 
 def may_lose(cluster_map: ClusterMap, node: str, spoilt: Collection[str]) -> bool:
-    """Whether all that lies on the node in sync lies on another one, too, of which nothing was lost."""
+    """Whether all that lies on the node in sync may be lost: see `_good_beside`."""
     return all(
-        any(other != node and copy_id not in spoilt for other, copy_id in _in_sync(shard))
+        _good_beside(cluster_map, shard, copy_id, spoilt)
         for shard in cluster_map.shards
-        if any(other == node for other, _ in _in_sync(shard))
+        for other, copy_id in _in_sync(shard)
+        if other == node
     )
 
 
@@ -168,14 +169,23 @@ class MayRot(NamedTuple):
 
 
 def may_rot(cluster_map: ClusterMap, spoilt: Collection[str]) -> set[MayRot]:
-    """Copies in sync, but of primaries, beside which there is a good one."""
+    """Copies in sync, but of primaries, beside which there is a good one: see `_good_beside`."""
     found = set()
     for shard in cluster_map.shards:
         for node, copy_id in _in_sync(shard)[1:]:
-            good = [where for where, other in _in_sync(shard) if other != copy_id and other not in spoilt]
-            if good:
+            if good := _good_beside(cluster_map, shard, copy_id, spoilt):
                 found.add(MayRot(shard.id, node, copy_id, good[0]))
     return found
+
+
+def _good_beside(cluster_map: ClusterMap, shard: Shard, copy_id: str, spoilt: Collection[str]) -> list[str]:
+    """The nodes with a good copy in sync beside that one; none if too many would be spoilt with it.
+
+    That are as many as there are to be: one more, which is there while copies change places, is about to go.
+    """
+    others = [(node, other) for node, other in _in_sync(shard) if other != copy_id]
+    good = [node for node, other in others if other not in spoilt]
+    return good if 1 + len(others) - len(good) < cluster_map.replicas else []
 
 
 def counts(cluster_map: ClusterMap, shard_id: str, copy_id: str) -> bool:

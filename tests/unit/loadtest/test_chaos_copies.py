@@ -18,7 +18,7 @@ from loadtest.chaos.summary import Fault
 from loadtest.drivers.aio import Wire
 
 
-def with_copies(state: str = "in-sync") -> ClusterMap:
+def with_copies(state: str = "in-sync", replicas: int = 3) -> ClusterMap:
     """s1 on n1 with a copy on n2, s2 on n2 with copies on n1 and n3."""
 
     def home(shard_id: str, node: str, copies: list[str]) -> Home:
@@ -28,7 +28,7 @@ def with_copies(state: str = "in-sync") -> ClusterMap:
         return Home(Node(id=node, url=f"http://{node}"), shard)
 
     homes = [home("s1", "n1", ["n2"]), home("s2", "n2", ["n1", "n3"])]
-    return map_of(homes, cluster_id="c", epoch=1, partitions=2, owners=[0, 1], moves=[])
+    return map_of(homes, cluster_id="c", epoch=1, partitions=2, owners=[0, 1], moves=[], replicas=replicas)
 
 
 def test_a_disk_is_lost_only_where_each_of_its_shards_has_another_good_copy_in_sync() -> None:
@@ -48,6 +48,14 @@ def test_a_copy_rots_only_beside_a_good_one_and_primaries_do_not() -> None:
     }  # fmt: skip
     assert may_rot(healthy, {"s1-n1", "s2-n2", "s2-n1"}) == {("s2", "n1", "s2-n1", "n3")}
     assert may_rot(with_copies("joining"), set()) == set()
+
+
+def test_a_copy_that_is_about_to_go_again_is_none_that_others_may_be_spoilt_for() -> None:
+    """There are to be two of each, and s2 has three while its copies change places."""
+    two = with_copies(replicas=2)
+    assert may_lose(two, "n2", set())
+    assert not may_lose(two, "n2", {"s2-n1"})
+    assert may_rot(two, {"s2-n1"}) == {("s1", "n2", "s1-n2", "n1"), ("s2", "n1", "s2-n1", "n2")}
 
 
 class Known(ChaosCluster):
