@@ -67,9 +67,13 @@ def _reading(path: Path) -> Iterator[sqlite3.Connection]:
 
 
 def _differences(primary: Path, copy: Path) -> Iterator[str]:
-    """A sentence, if a copy of it has not applied the same. (Sequences are a file's own.)"""
-    with _reading(primary) as one, _reading(copy) as other:
-        ours, theirs = (_content(connection) for connection in (one, other))
+    """A sentence, if a copy of it has not applied the same, or was set aside. (Sequences are a file's own.)"""
+    try:
+        with _reading(primary) as one, _reading(copy) as other:
+            ours, theirs = (_content(connection) for connection in (one, other))
+    except sqlite3.OperationalError as error:
+        yield f"{copy.name} or {primary.name} cannot be read: {error}"
+        return
     if unequal := [name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)]:
         name = min(unequal)
         what = f"{name}: {theirs.get(name)}, {ours.get(name)}"
