@@ -67,7 +67,7 @@ def _reading(path: Path) -> Iterator[sqlite3.Connection]:
 
 
 def _differences(primary: Path, copy: Path) -> Iterator[str]:
-    """A sentence, if a copy of it has not applied the same, or was set aside. (Sequences are a file's own.)"""
+    """A sentence, if a copy has not applied the same, or is not there. (Sequences are a file's own.)"""
     try:
         with _reading(primary) as one, _reading(copy) as other:
             ours, theirs = (_content(connection) for connection in (one, other))
