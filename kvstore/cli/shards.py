@@ -52,9 +52,8 @@ def _checked_shard_url(context: click.Context, parameter: click.Parameter, url: 
 class ClusterChange(NamedTuple):
     """One command: what it asks for, and how it says what comes of it.
 
-    `ask` is called with `plan`. `done` names the state at the end, as in "s5 is up"; without it
-    the change itself says so. `weight`: of a shard that is
-    added. `moves`: partitions may have to move for it.
+    `ask` is called with `plan`. `done` names the state at the end, as in "s5 is up"; without it the change itself says
+    so. `weight`: of a shard that is added. `moves`: partitions may have to move for it.
     """
 
     shard_id: str | None

@@ -76,21 +76,21 @@ class DamageSeen:
         gone = [each for each in self._seen.values() if each.node not in now_damaged.get(each.shard, {})]
         mended = [damaged for damaged in gone if _is_mended(damaged, configs)]
         for damaged in gone:
-            is_over = not _is_named_on(damaged.node, damaged.shard, configs) or _is_whole(damaged, heard)
+            is_over = not _named_on(damaged.node, damaged.shard, configs) or _is_whole(damaged, heard)
             if damaged in mended or is_over:
                 del self._seen[damaged.shard, damaged.node]
         return mended
 
 
-def _is_named_on(node: str, shard: str, configs: Sequence[Configuration]) -> bool:
-    """Whether the map has the shard, and a copy of it there."""
-    config = next((each for each in configs if each.shard == shard), None)
-    return config is not None and (config.primary.node == node or config.copy_on(node) is not None)
+def _config_of(shard: str, configs: Sequence[Configuration]) -> Configuration | None:
+    return next((each for each in configs if each.shard == shard), None)
 
 
 def _named_on(node: str, shard: str, configs: Sequence[Configuration]) -> str:
-    """The id of the copy that the map names there; empty if it names none."""
-    config = next(each for each in configs if each.shard == shard)
+    """The id of the copy that the map names there; empty if it names none, or has no such shard."""
+    config = _config_of(shard, configs)
+    if config is None:
+        return ""
     if config.primary.node == node:
         return config.primary.copy_id
     copy = config.copy_on(node)
@@ -98,7 +98,7 @@ def _named_on(node: str, shard: str, configs: Sequence[Configuration]) -> str:
 
 
 def _is_mended(damaged: Damaged, configs: Sequence[Configuration]) -> bool:
-    config = next((each for each in configs if each.shard == damaged.shard), None)
+    config = _config_of(damaged.shard, configs)
     if config is None:
         return False  # the shard has left
     copy = config.copy_on(damaged.node)

@@ -85,8 +85,7 @@ class LocalStore:
     @property
     def is_settled(self) -> bool:
         """Whether no write that came is executed and not answered. What is closed now may still answer."""
-        changes_hands = self.identity is None
-        return self.hosted.is_settled if self.hosted is not None else not changes_hands
+        return self.hosted.is_settled if self.hosted is not None else self.identity is not None
 
     @property
     def store_id(self) -> str:

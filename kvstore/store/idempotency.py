@@ -120,10 +120,8 @@ class Idempotency:
 
     def granted(self, row_key: str) -> int:
         """The token that an Acquire was answered with, 0 if it was not."""
-        if not self._changes.before(REPLY, row_key).live:
-            return 0
-        kept = self._decode(row_key)
-        return kept.version if kept.status == 201 else 0
+        kept = self._kept(row_key)
+        return kept.version if kept is not None and kept.status == 201 else 0
 
     def forget(self, row_key: str, partition: int) -> None:
         """As if there had been no such request."""
@@ -132,8 +130,7 @@ class Idempotency:
 
     def of_attempt(self, attempt: str) -> IdempotencyRecord | None:
         """The kept reply of that attempt, without its reads. Raises DataCorrupt."""
-        row_key = attempt_row_key(attempt)
-        return self._decode(row_key) if self._changes.before(REPLY, row_key).live else None
+        return self._kept(attempt_row_key(attempt))
 
     def expire_if_due(self, row_key: str, partition: int) -> bool:
         """As `WriteSet.expire_if_due`; a reply that must stay, or whose time is not over, gets a new deadline."""
@@ -154,6 +151,9 @@ class Idempotency:
         if kept.boot == context.boot != "":
             return max(0, context.reply_kept_ms - round((context.now_s - kept.written_s) * 1000))
         return max(0, expires_at_ms - context.now_ms)
+
+    def _kept(self, row_key: str) -> IdempotencyRecord | None:
+        return self._decode(row_key) if self._changes.before(REPLY, row_key).live else None
 
     def _decode(self, row_key: str) -> IdempotencyRecord:
         return msgspec.json.decode(self._changes.state(REPLY, row_key).body or b"", type=IdempotencyRecord)

@@ -123,7 +123,7 @@ class Pipeline:
         if (damage := tables.verification.file_damage) is not None:
             sink.send(refusal(op.id, damage))
             return
-        if (tables.is_sealed or tables.sender is not None) and not tables.takes_writes():
+        if not tables.takes_writes():
             sink.send(refusal(op.id, no_lease()))
             return
         size, count, limits = message_bytes(op), len(queue) + fetcher.waiting, tables.limits
