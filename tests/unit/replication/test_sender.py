@@ -32,9 +32,9 @@ from kvstore.storage.rows import VALUE, Clock, Row
 from kvstore.storage.segments import DATA_OFFSET, HEADER_BYTES
 from loadtest.simulate.disk import SimulatedDisk
 from tests.unit.replication.test_copy import FOLDER, STORE_ID, Node, rows_of
+from tests.unit.waiting import WAIT_S, until
 
 T = TypeVar("T")
-WAIT_S = 60.0
 SLACK_S = 0.05  # what a sync may take
 TIMES = Times(lease_s=0.8, disk_stall_s=2.0, replica_timeout_s=0.2, failover_after_s=5.0)
 
@@ -42,12 +42,6 @@ TIMES = Times(lease_s=0.8, disk_stall_s=2.0, replica_timeout_s=0.2, failover_aft
 def stand_still(seconds: float) -> None:
     """Block the loop."""
     time.sleep(seconds)
-
-
-async def until(condition: Callable[[], Any]) -> None:
-    async with asyncio.timeout(WAIT_S):
-        while not condition():
-            await asyncio.sleep(0.002)
 
 
 class Inline(Environment):

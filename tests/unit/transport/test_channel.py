@@ -37,15 +37,9 @@ from kvstore.protocol import (
 )
 from kvstore.transport.channel import Channel, Connection
 from kvstore.transport.sessions import ADOPT, IS_STRANGER, ClusterSession
+from tests.unit.waiting import WAIT_S, until
 
 MIB = 1 << 20
-WAIT_S = 60.0
-
-
-async def until(condition: Callable[[], Any]) -> None:
-    async with asyncio.timeout(WAIT_S):
-        while not condition():
-            await asyncio.sleep(0.002)
 
 
 class FarEnd:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import aiohttp
@@ -15,15 +15,9 @@ from kvstore.errors import KvError, OutcomeUnknown, Unavailable
 from kvstore.protocol import Answer, Get, Put, Request
 from kvstore.transport.channel import Channel, Connection
 from kvstore.transport.connections import Connections
+from tests.unit.waiting import WAIT_S, until
 
-WAIT_S = 60.0
 LIMITS = Limits(reconnect_wait_s_max=0.02)
-
-
-async def until(condition: Callable[[], Any]) -> None:
-    async with asyncio.timeout(WAIT_S):
-        while not condition():
-            await asyncio.sleep(0.002)
 
 
 class Node:

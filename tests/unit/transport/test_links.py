@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from typing import Any
+from collections.abc import AsyncIterator
 
 import aiohttp
 import msgspec
@@ -19,16 +18,10 @@ from kvstore.router.channels import MemberChannels
 from kvstore.transport.channel import Channel, Connection, Handle
 from kvstore.transport.link import Links
 from kvstore.transport.sessions import ClusterSession
+from tests.unit.waiting import WAIT_S, until
 
-WAIT_S = 60.0
 LIMITS = Limits(reconnect_wait_s_max=0.02)
 STORES = ("one", "two", "three")
-
-
-async def until(condition: Callable[[], Any]) -> None:
-    async with asyncio.timeout(WAIT_S):
-        while not condition():
-            await asyncio.sleep(0.002)
 
 
 class Node:
