@@ -18,7 +18,7 @@ from kvstore.router.coordinator import Coordinator
 from kvstore.router.participants import Transaction
 from kvstore.router.service import RouterService
 from tests.unit.router.fake_shards import all_follow, halves, key_of, make_service, shards
-from tests.unit.store.harness import until
+from tests.unit.waiting import until
 
 pytestmark = pytest.mark.usefixtures("fake_channels")
 

@@ -17,7 +17,7 @@ from kvstore.router.intent_resolver import IntentResolver
 from kvstore.router.participants import Transaction, TxnShare
 from kvstore.router.service import RouterService
 from tests.unit.router.fake_shards import all_follow, all_on, halves, key_of, make_map, make_service, shards
-from tests.unit.store.harness import until
+from tests.unit.waiting import until
 
 KEY, OTHER = key_of("s1"), key_of("s2")
 ATTEMPT = Attempt(1, 1, "r")

@@ -17,7 +17,7 @@ from kvstore.transport.http.requests import Head
 from kvstore.transport.http.responses import Response
 from tests.unit.router.calls import answer
 from tests.unit.router.fake_shards import PARTITIONS, all_follow, all_on, key_of, make_service, shards
-from tests.unit.store.harness import until
+from tests.unit.waiting import until
 
 NAME = key_of("s1")
 

@@ -12,7 +12,7 @@ import pytest
 from kvstore.errors import ForeignData, KvError
 from tests.unit.shard.test_node_failover import Cluster, cluster_in, replicated
 from tests.unit.shard.test_old_copies import KEYS, check_all, put_all, put_back, values
-from tests.unit.store.harness import until
+from tests.unit.waiting import until
 
 
 async def another_cluster(folder: Path, http: aiohttp.ClientSession) -> None:

@@ -13,7 +13,8 @@ from kvstore.protocol import Get, Prepare
 from kvstore.shard import recovery
 from kvstore.shard.recovery import Recovery
 from kvstore.store.store import Store
-from tests.unit.store.harness import Sink, asked, next_id, opened, until
+from tests.unit.store.harness import Sink, asked, next_id, opened
+from tests.unit.waiting import until
 
 
 class Away:

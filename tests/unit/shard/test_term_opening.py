@@ -38,8 +38,8 @@ from kvstore.storage.rows import VALUE, Clock, Row
 from kvstore.store.copy_place import CopyFiles
 from kvstore.store.opening import untold
 from kvstore.transport.sessions import ClusterSession
-from tests.unit.store.harness import until
 from tests.unit.store.real_files import hide_from_unique_index
+from tests.unit.waiting import until
 
 LIMITS = Limits(log_segment_bytes=1 << 20, replica_timeout_s=0.2, lease_s=0.5, failover_after_s=1.0, told_timeout_s=0.1)
 STORE_ID = "0123456789abcdef0123456789abcdef"

@@ -27,8 +27,9 @@ from kvstore.store.opening import open_files
 from tests.unit.storage.hands import PARTITIONS, partition
 from tests.unit.storage.old_formats import FENCES, OLD_CLOCK, OLD_ROWS, STORE_ID, write_old
 from tests.unit.store.conftest import open_store
-from tests.unit.store.harness import Sink, ask, asked, code, opened, until
+from tests.unit.store.harness import Sink, ask, asked, code, opened
 from tests.unit.store.real_files import killed
+from tests.unit.waiting import until
 
 OLDER = pytest.mark.parametrize("older", [1, 2, 3])
 BIG_ROWS = 1500  # more than SQLite keeps in memory before it writes pages of an unfinished transaction

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import NoReturn
@@ -210,13 +210,6 @@ async def opened(folder: Path, environment: Environment = SYSTEM, **limits: floa
         yield store
     finally:
         await asyncio.wait_for(store.close(), 30)  # a test that failed may hold back what the store waits for
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """Wait for what is not told."""
-    async with asyncio.timeout(60):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 @asynccontextmanager

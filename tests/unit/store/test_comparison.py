@@ -20,8 +20,9 @@ from kvstore.storage.memory import MemoryEngine
 from kvstore.storage.rows import VALUE
 from kvstore.store import comparison
 from kvstore.store.unproved import ROUNDS_MAX
-from tests.unit.store.harness import PARTITIONS, until
+from tests.unit.store.harness import PARTITIONS
 from tests.unit.store.test_store_with_copies import Primary, primary
+from tests.unit.waiting import until
 
 KEYS = [f"key-{number}" for number in range(50)]
 

@@ -13,8 +13,9 @@ from kvstore.protocol import Answer, Delete, Put, Release, Renew
 from kvstore.storage.rows import REPLY
 from kvstore.store.ops import EndWait, Expire, WriteOp
 from kvstore.store.store import Store
-from tests.unit.store.harness import Bench, Sink, TurnedTime, acquire, ask, asked, code, opened, token, until
+from tests.unit.store.harness import Bench, Sink, TurnedTime, acquire, ask, asked, code, opened, token
 from tests.unit.store.real_files import copy_files
+from tests.unit.waiting import until
 
 K = IdempotencyKey("key", "digest")
 OTHER = IdempotencyKey("key", "another digest")

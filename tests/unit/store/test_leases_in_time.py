@@ -17,19 +17,9 @@ from kvstore.protocol import Answer, Get, GetLock, Put, Release, Renew, ScanLeas
 from kvstore.store.log_writer import LogWriter
 from kvstore.store.ops import ExpireLease
 from kvstore.store.store import Store
-from tests.unit.store.harness import (
-    Sink,
-    StandingTime,
-    TurnedTime,
-    acquire,
-    ask,
-    asked,
-    code,
-    opened,
-    token,
-    until,
-)
+from tests.unit.store.harness import Sink, StandingTime, TurnedTime, acquire, ask, asked, code, opened, token
 from tests.unit.store.real_files import copy_files, threads
+from tests.unit.waiting import until
 
 
 @pytest.fixture

@@ -17,7 +17,8 @@ import pytest
 from kvstore.protocol import Delete, Put
 from kvstore.storage.disk import OsDisk, OsFile, may_not_grow
 from kvstore.store import applier
-from tests.unit.store.harness import ask, asked, next_id, opened, until
+from tests.unit.store.harness import ask, asked, next_id, opened
+from tests.unit.waiting import until
 
 SEGMENT_BYTES = 64 * 1024
 

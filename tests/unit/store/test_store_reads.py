@@ -14,8 +14,8 @@ from kvstore.model import Attempt, Preconditions, TxnOp
 from kvstore.placement import partition_set
 from kvstore.protocol import Acquire, Count, Prepare, Put, ReadLock, Scan, ScanLeases
 from kvstore.store import scans
-from tests.unit.store.harness import until
 from tests.unit.store.real_files import threads
+from tests.unit.waiting import until
 
 Opener = Callable[..., Awaitable[Any]]
 

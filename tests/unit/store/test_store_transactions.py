@@ -35,7 +35,8 @@ from kvstore.protocol import (
 from kvstore.storage.engine import FeedQuery, RowKey
 from kvstore.store.ops import DropDecisions
 from kvstore.store.store import Store
-from tests.unit.store.harness import PARTITIONS, Sink, StandingTime, opened, until
+from tests.unit.store.harness import PARTITIONS, Sink, StandingTime, opened
+from tests.unit.waiting import until
 
 FIRST = Attempt(100, 100, "router01")
 SECOND = Attempt(200, 200, "router02")

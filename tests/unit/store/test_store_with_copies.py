@@ -57,7 +57,8 @@ from loadtest.simulate.disk import SimulatedDisk
 from tests.unit.replication.test_copy import FOLDER, rows_of
 from tests.unit.replication.test_sender import Inline, QueueWire
 from tests.unit.store.conftest import Gate
-from tests.unit.store.harness import PARTITIONS, Sink, TurnedTime, asked, next_id, until
+from tests.unit.store.harness import PARTITIONS, Sink, TurnedTime, asked, next_id
+from tests.unit.waiting import until
 
 TIMES = Times(lease_s=30.0, disk_stall_s=30.0, replica_timeout_s=30.0, failover_after_s=60.0)
 

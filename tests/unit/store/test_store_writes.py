@@ -15,7 +15,7 @@ from kvstore.model import Attempt, IdempotencyKey, TxnOp
 from kvstore.protocol import Acquire, Put, Transact
 from kvstore.store.batch import Batch
 from kvstore.store.ops import Expire
-from tests.unit.store.harness import until
+from tests.unit.waiting import until
 
 Opener = Callable[..., Awaitable[Any]]
 
