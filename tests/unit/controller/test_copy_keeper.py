@@ -276,6 +276,20 @@ async def lossy_while_heard(nodes: Nodes, confirm: str | None) -> tuple[int, Any
                 return status, said
 
 
+async def refused_while_heard(nodes: Nodes, words: str, confirm: str | None = "s1") -> None:
+    """Going on with s2's copy is refused with those words once the controller hears s1, and for another reason before.
+
+    On a machine that stands still it may not hear s1 for a moment.
+    """
+    async with asyncio.timeout(60):
+        while True:
+            await nodes.beats()
+            status, said = await lossy(nodes, confirm)
+            assert status == 409, said
+            if words in said["detail"]:
+                return
+
+
 async def test_a_copy_that_is_not_in_sync_is_promoted_only_with_the_shards_id_and_goes_on_above_all_that_was_told(
     nodes: Nodes,
 ) -> None:
@@ -356,8 +370,7 @@ async def test_what_the_old_primary_tells_once_a_person_has_gone_on_without_it_c
 async def test_nothing_is_given_up_while_the_primary_is_heard_or_for_a_copy_that_has_nothing(nodes: Nodes) -> None:
     await in_sync(nodes)
     for confirm in (None, "s1"):
-        status, said = await lossy(nodes, confirm)
-        assert (status, "is heard" in said["detail"]) == (409, True)
+        await refused_while_heard(nodes, "is heard", confirm)
 
 
 async def test_where_primary_and_copy_have_old_folders_a_person_is_sent_to_accept_old(nodes: Nodes) -> None:
@@ -368,8 +381,7 @@ async def test_where_primary_and_copy_have_old_folders_a_person_is_sent_to_accep
     nodes.copies["s1"].remove(primary)
     nodes.copies["s1"].append(msgspec.structs.replace(primary, role="opening", number=6, serves=False))
     await until_older(nodes, number=7, told=12)
-    status, said = await lossy(nodes, "s1")
-    assert (status, "kvstore shard accept-old s1" in said["detail"]) == (409, True)
+    await refused_while_heard(nodes, "kvstore shard accept-old s1")
     accepted = await nodes.controller.call("POST", "/v1/shards/s1/accept-old", json={"confirm": "s1"})
     assert (accepted[0], accepted[1]["told"]) == (202, 12)
     asked = told | {"number": 0, "version": 0}
