@@ -50,12 +50,16 @@ class Placed(msgspec.Struct, frozen=True):
 
 
 class DesiredShards(msgspec.Struct, frozen=True):
-    """What the controller answers to GET /v1/launch."""
+    """What the controller answers to GET /v1/launch.
+
+    `keeps`: its record is lost or an old copy, so it does not know all members: none is to end, and no file goes.
+    """
 
     revision: int
     formed: bool
     wanted: list[Wanted]
     nodes: list[Placed]
+    keeps: bool = False
 
     @property
     def ids(self) -> set[str]:
@@ -115,7 +119,7 @@ def decide(
         if shard.id not in running:
             start[shard.id] = listens.get(shard.id)
     steps = _steps(start, files)
-    for shard_id in running:
+    for shard_id in running if not launch.keeps else ():
         if shard_id not in launch.ids:
             (steps.remove if shard_id in known else steps.stop).append(shard_id)
     return steps
@@ -171,7 +175,7 @@ def look(data_dir: Path) -> Files:
 def is_out_of_date(data_dir: Path, shard_id: str, launch: DesiredShards) -> bool:
     """Whether the file is of a former member of this cluster.
     Of the same one as a member's file beside it."""
-    if any(node.id == shard_id for node in launch.nodes):
+    if launch.keeps or any(node.id == shard_id for node in launch.nodes):
         return False
     cluster_id = _cluster_of(data_dir, shard_id)
     return cluster_id is not None and cluster_id in (_cluster_of(data_dir, node.id) for node in launch.nodes)

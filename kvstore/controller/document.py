@@ -99,14 +99,15 @@ class ClusterDocument:
             before = _decode_state(stored.document)
             after = decide(before)
             if after != before and not though_behind:
-                await self._look_first(before)
+                await self.look_first(before)
                 if behind := self.behind(before):
                     raise behind
             if after == before or await self._swap(stored.revision, _encode(after)):
                 return Changed(before, after)
         raise Unavailable(f"{self._tries_max} writes of the map lost their race.", retry_after_ms=1000)
 
-    async def _look_first(self, state: ClusterState) -> None:
+    async def look_first(self, state: ClusterState) -> None:
+        """Return once the nodes could tell which map they follow: then `behind` knows whether it is that state's."""
         if self.first_look is not None and state.map is not None:
             await self.first_look(state.map)
 

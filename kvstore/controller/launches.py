@@ -1,7 +1,8 @@
 """What is known of the launcher, `kvstore up`: whether it is there, what it runs, what it is to run.
 
 Owns: what its questions have told, and their answers.
-Promises: a controller that has just started gives a launcher a moment to come before it says that there is none.
+Promises: a controller that has just started gives a launcher a moment to come before it says that there is none. While
+its record is lost, or an old copy, nothing is to end, and those of the newest map that the nodes have are to run.
 Leaves to others: who is wanted and who is a member (`membership`), the processes (`kvstore.launcher`).
 """
 
@@ -82,24 +83,35 @@ class Launches:
         `running`: the shards that it runs now.
         """
         self.launcher.note(running)
-        if self._recovery.lost(await self._document.read()):
+        present, state = await self._document.after(-1)
+        if self._is_known_better(state):
             revision = -1
             await asyncio.sleep(_LOST_PAUSE_S)  # members may come to be known at any time
+        elif revision > present:
+            revision = -1  # it was told by a later record, of which an old copy was put back
         revision, state = await self._document.after(revision)
-        nodes = state.map.nodes if state.map is not None else await self._nodes_of_lost(state)
+        stay = {*(node.id for node in state.map.nodes), *state.wanted} if state.map is not None else running
+        if not running <= stay or not state.wanted.keys() <= running:
+            await self._document.look_first(state)  # who would be ended, or begun as a new one, may have joined since
+        keeps = self._is_known_better(state)
+        nodes = state.map.nodes if state.map is not None else []
         return {
             "revision": revision,
             "formed": state.map is not None,
             "wanted": [{"id": shard_id, "weight": weight} for shard_id, weight in state.wanted.items()],
-            "nodes": [{"id": node.id, "url": node.url} for node in nodes],
+            "nodes": [{"id": node.id, "url": node.url} for node in (await self._newest(state) if keeps else nodes)],
+            "keeps": keeps,
         }
 
-    async def _nodes_of_lost(self, state: ClusterState) -> list[Node]:
-        """Those of the newest map that the shards have, so that all of them are started, and can tell theirs."""
-        if self._recovery.lost(state):
-            with suppress(ChangeRefused):
-                return (await self._recovery.find(state)).map.nodes
-        return []
+    def _is_known_better(self, state: ClusterState) -> bool:
+        """Whether the record here is lost, or an old copy: the nodes know better who belongs to the cluster."""
+        return (self._recovery.lost(state) or self._document.behind(state)) is not None
+
+    async def _newest(self, state: ClusterState) -> list[Node]:
+        """The nodes of the newest map that they have, so that all of them are started, and can tell theirs."""
+        with suppress(ChangeRefused):
+            return (await self._recovery.find(state)).map.nodes
+        return state.map.nodes if state.map is not None else []
 
     def may_run(self, shard_id: str, since_ms: int) -> bool:
         """Whether a launcher may still run a shard that was removed at that time.
@@ -110,7 +122,7 @@ class Launches:
 
     def ending(self, state: ClusterState) -> list[str]:
         """Shards that a launcher still runs and that are no members any more."""
-        if state.map is None:
+        if state.map is None or self._document.behind(state):
             return []
         stay = {*(node.id for node in state.map.nodes), *state.wanted}
         return sorted(self.launcher.running() - stay)

@@ -320,6 +320,8 @@ async def test_a_wanted_shard_survives_a_restart_of_the_controller(tmp_path: Pat
         await cluster.call("GET", "/v1/launch")
         await cluster.call("POST", "/v1/shards", {"id": "s3"})
     async with running(tmp_path, far) as cluster:
+        await cluster.announce("s1")
+        await cluster.announce("s2")
         assert (await cluster.call("GET", "/v1/launch"))[1]["wanted"] == [{"id": "s3", "weight": 1}]
         await cluster.announce("s3")
         await cluster.settled()

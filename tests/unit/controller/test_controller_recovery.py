@@ -18,6 +18,7 @@ from kvstore.config import Limits
 from kvstore.controller.recovery import EPOCH_STEP, Found, Told, check, newest, recovered, silent
 from kvstore.errors import ChangeRefused
 from kvstore.placement.cluster_map import ClusterMap, Move, Node, Primary, Replica, at_home, first_map, with_node_url
+from kvstore.roster import DesiredShards, Files, decide
 from tests.unit.controller.test_controller_app import CONFIG, Controller, running
 
 MEMBERS = [at_home(shard, f"http://{shard}:1", f"store-{shard}") for shard in ("s1", "s2")]
@@ -237,3 +238,36 @@ async def test_the_epochs_of_another_cluster_are_none_of_this_one(tmp_path: Path
         await form(controller, one, two)
         assert (await controller.call("GET", "/v1/map?after=9&cluster=other"))[0] == 204
         assert (await controller.announce("s1", url="http://new:1"))[0] == 200
+
+
+async def test_a_launcher_is_told_to_end_no_node_that_has_joined_since_an_old_copy_of_the_record(
+    tmp_path: Path,
+) -> None:
+    """Before the nodes could tell, and once they have: that one has keys. It is started where it does not run."""
+    async with node("s1") as one, node("s2") as two, node("s3") as three:
+        async with running(tmp_path / "data") as controller:
+            formed = await form(controller, one, two)
+        newest_map = msgspec.structs.replace(formed, epoch=2, nodes=[*formed.nodes, Node(id="s3", url=three["url"])])
+        one["map"] = msgspec.to_builtins(newest_map)
+        async with running(tmp_path / "data") as controller:
+            asking = asyncio.create_task(controller.call("GET", "/v1/launch?running=s1,s2,s3"))
+            for each in (one, two):
+                ours = {"cluster_id": formed.cluster_id, "epoch": 2}
+                assert (await controller.announce(each["shard"], url=each["url"], **ours))[0] == 200
+            for running_here, told in (("s1,s2,s3", await asking), ("s1,s2", None)):
+                told = told or await controller.call("GET", f"/v1/launch?running={running_here}")
+                launch = msgspec.convert(told[1], DesiredShards)
+                steps = decide(launch, CONFIG, Files(frozenset(["s1", "s2", "s3"])), running_here.split(","), {"s3"})
+                assert (steps.stop, steps.remove, "s3" in steps.start) == ([], [], running_here == "s1,s2")
+            assert (await controller.call("GET", "/v1/moves"))[1]["ending"] == []
+
+
+async def test_a_launcher_that_knows_a_later_revision_than_that_of_the_record_is_answered_at_once(
+    tmp_path: Path,
+) -> None:
+    """An older copy of the record was put back: else the launcher would hear of nothing for as long."""
+    async with node("s1") as one, node("s2") as two, running(tmp_path, QUICK) as controller:
+        await form(controller, one, two)
+        status, told = await controller.call("GET", "/v1/launch?after=99&running=s1,s2")
+        assert status == 200
+        assert (await controller.call("GET", f"/v1/launch?after={told['revision']}&running=s1,s2"))[0] == 204
