@@ -15,6 +15,7 @@ from aiohttp import web
 
 from kvstore.config import Limits
 from kvstore.transport.channel import Connection, Handle
+from kvstore.transport.under_way import SETTLED
 
 _CLOSE_S = 2.0
 
@@ -31,7 +32,10 @@ class Connections:
     async def serve(
         self, socket: web.WebSocketResponse, handle: Handle, store_of: Callable[[str], Handle | None] | None = None
     ) -> None:
-        """See `Connection.serve`."""
+        """See `Connection.serve`. Nothing is begun by a connection that is opened once the node has ended."""
+        if self.ended:
+            await socket.close(code=SETTLED)
+            return
         connection = Connection(self._limits)
         self._open[connection] = None
         try:

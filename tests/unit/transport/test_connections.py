@@ -12,9 +12,10 @@ from aiohttp import web
 
 from kvstore.config import Limits
 from kvstore.errors import KvError, OutcomeUnknown, Unavailable
-from kvstore.protocol import Answer, Get, Put, Request
+from kvstore.protocol import Answer, Get, Put, Request, encode_frame
 from kvstore.transport.channel import Channel, Connection
 from kvstore.transport.connections import Connections
+from kvstore.transport.under_way import SETTLED
 from tests.unit.waiting import WAIT_S, until
 
 LIMITS = Limits(reconnect_wait_s_max=0.02)
@@ -114,3 +115,18 @@ async def test_a_router_that_reads_nothing_keeps_no_node_from_leaving_and_is_tol
         await at.connections.close()
     socket._response.connection.transport.resume_reading()
     assert set(await outcomes(*futures)) <= {200, OutcomeUnknown}
+
+
+async def test_a_connection_that_is_opened_when_the_node_has_ended_begins_nothing(node: tuple[Node, Channel]) -> None:
+    """It was let in a moment before."""
+    at, channel = node
+    at.connections.end(is_settled=True)
+    async with aiohttp.ClientSession() as session, session.ws_connect(f"{channel.url}/channel") as late:
+        await late.send_bytes(encode_frame([Put(1, "a", b"")]))
+        reading = asyncio.create_task(late.receive())
+        await until(lambda: at.reached or reading.done())
+        await at.connections.close()
+        async with asyncio.timeout(WAIT_S):
+            message = await reading
+    assert (message.type, message.data) == (aiohttp.WSMsgType.CLOSE, SETTLED)
+    assert at.reached == [], "it is told that nothing was executed"
