@@ -156,8 +156,13 @@ class Sender:
         return greeted
 
     def begin(self, named: Session, number: int) -> None:
-        """The session has begun, with that much on the copy's disk."""
-        self._become(shipping.acked(self.shipping, named, number))
+        """The session has begun, with that much on the copy's disk.
+        If that is all, the copy has nothing more to acknowledge by which it could be nearly there."""
+        state = shipping.acked(self.shipping, named, number)
+        link = shipping.find(state, named)
+        if link is not None and link.acked == state.last:
+            state = self._nearing.acked(state, link, 0, self._around.environment.boottime_s())
+        self._become(state)
 
     def take_ack(self, named: Session, number: int, room_bytes: int) -> None:
         """The copy has all records up to that number on its disk.

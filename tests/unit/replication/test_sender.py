@@ -622,6 +622,25 @@ async def test_no_copy_is_waited_for_that_could_not_be_taken_out_since_the_contr
         assert cluster.sender.shipping.links[0].waited > 0
 
 
+async def test_a_copy_that_has_all_when_it_is_connected_again_is_waited_for_though_nothing_is_written(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It acknowledges nothing more by itself, and would be in sync only with the next write."""
+    async with Cluster("n2").running() as cluster:
+        with monkeypatch.context() as away:
+            later = cluster.environment.boottime_s() + 2 * TIMES.failover_after_s
+            away.setattr(cluster.environment, "boottime_s", lambda: later)
+            joining = cluster.replica("n2", joined=cluster.config.epoch + 1)
+            cluster.follow(joining)
+            sender, key = cluster.sender, (joining.copy_id, joining.joined)
+            await until(lambda: sender.shipping.links[0].acked == cluster.log.last.number)
+            await cluster.cut("n2")
+            await until(lambda: sender.shipping.links[0].session.round == 2 and sender.links.by_key[key].is_streaming)
+            assert sender.shipping.links[0].waited == 0
+            sender.controller_heard()
+        await until(lambda: [each.kind for each in sender.requests()] == ["in-sync"])
+
+
 async def test_a_copy_that_could_count_as_in_sync_while_the_controller_is_away_costs_the_primary_no_lease(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
