@@ -158,13 +158,14 @@ class CopyKeeper:
     async def promote_with_loss(self, shard_id: str, to: str, confirmed: str | None) -> dict[str, Any]:
         """A copy that is not in sync, or is older than it should be, becomes the primary: what that loses.
 
-        Raises as `copy_loss` does; Unavailable.
+        Raises as `copy_loss` does; Unavailable, ControllerBehind.
         """
         async with self._deciding:  # what was told is forgotten only with the map that goes on without it
             return await self._promote_with_loss(shard_id, to, confirmed)
 
     async def _promote_with_loss(self, shard_id: str, to: str, confirmed: str | None) -> dict[str, Any]:
         state = await self._document.read()
+        await self._document.check_newest(state)  # before anything that was told is forgotten
         places = Places(formed_map(state), self._heard, self._limits, self._now_s())
         loss = copy_loss.judged(places, shard_id, to)
         told = await self._document.tell(loss.store_id, Told())

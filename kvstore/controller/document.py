@@ -99,12 +99,16 @@ class ClusterDocument:
             before = _decode_state(stored.document)
             after = decide(before)
             if after != before and not though_behind:
-                await self.look_first(before)
-                if behind := self.behind(before):
-                    raise behind
+                await self.check_newest(before)
             if after == before or await self._swap(stored.revision, _encode(after)):
                 return Changed(before, after)
         raise Unavailable(f"{self._tries_max} writes of the map lost their race.", retry_after_ms=1000)
+
+    async def check_newest(self, state: ClusterState) -> None:
+        """Raises ControllerBehind if nothing may be changed, since nodes follow a newer map than that of the state."""
+        await self.look_first(state)
+        if behind := self.behind(state):
+            raise behind
 
     async def look_first(self, state: ClusterState) -> None:
         """Return once the nodes could tell which map they follow: then `behind` knows whether it is that state's."""

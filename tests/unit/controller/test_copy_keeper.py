@@ -367,6 +367,22 @@ async def test_what_the_old_primary_tells_once_a_person_has_gone_on_without_it_c
         assert (await nodes.controller.call("POST", "/v1/told", json=told))[1]["number"] == counts
 
 
+async def test_a_controller_whose_record_is_old_forgets_nothing_that_was_told_when_it_refuses_to_go_on_with_loss(
+    nodes: Nodes,
+) -> None:
+    await stranded(nodes)
+    shard = nodes.map.shard("s1")
+    assert shard is not None
+    nodes.map = msgspec.structs.replace(nodes.map, epoch=nodes.map.epoch + 9)
+    await nodes.beat("s2")
+    status, said = await lossy_while_heard(nodes, "s1")
+    assert (status, said["code"]) == (503, "controller-behind")
+    asked = {"store_id": shard.store_id, "number": 0, "version": 0}
+    assert (await nodes.controller.call("POST", "/v1/told", json=asked))[1] == {
+        "number": 12, "version": 4000, "clock_floor": 0
+    }  # fmt: skip
+
+
 async def test_nothing_is_given_up_while_the_primary_is_heard_or_for_a_copy_that_has_nothing(nodes: Nodes) -> None:
     await in_sync(nodes)
     for confirm in (None, "s1"):
