@@ -24,8 +24,12 @@ class Recover(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class NewTold(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The body of POST /v1/told: the last durable record of a store, and its version clock."""
+    """The body of POST /v1/told: the last durable record of a store, and its version clock.
+
+    `copy_id`: of the copy that serves it; empty: it is only asked what was told, or a program tells that names none.
+    """
 
     store_id: str
     number: Annotated[int, msgspec.Meta(ge=0, le=_NUMBER_MAX)]
     version: Annotated[int, msgspec.Meta(ge=0, le=_NUMBER_MAX)] = 0
+    copy_id: str = ""

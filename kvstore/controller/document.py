@@ -21,7 +21,7 @@ import msgspec
 from kvstore import failpoints
 from kvstore.controller.map_store.interface import MapStore, Told
 from kvstore.controller.membership import ClusterState
-from kvstore.errors import ControllerBehind, ForeignData, Unavailable
+from kvstore.errors import Conflict, ControllerBehind, ForeignData, Unavailable
 from kvstore.placement.cluster_map import MAP_FORMAT, ClusterMap
 from kvstore.placement.map_format import decode_map, format_of
 
@@ -135,14 +135,25 @@ class ClusterDocument:
                 return older
         raise Unavailable(f"{self._tries_max} writes of the map lost their race.", retry_after_ms=1000)
 
-    async def tell(self, store_id: str, told: Told) -> Told:
-        """Keep what a store has told of its log; returns the highest that it has told. Raises Unavailable.
+    async def tell(self, store_id: str, told: Told, copy_id: str = "") -> Told:
+        """Keep what a store has told of its log; returns the highest that it has told.
 
-        One that tells a version below its clock floor has files that a person has given up: that counts no more.
+        `copy_id`: of the copy that serves it, if that is told. Another one may be the primary by now, with which a
+        person has gone on though it has less: then nothing is kept and nothing is answered, neither the number, by
+        which the teller would take itself for an older copy, nor the floor, to which it would raise its clock. One that
+        tells a version below that floor has files that a person has given up: that counts no more. Raises Conflict,
+        Unavailable.
         """
+        if copy_id and (primary := await self._primary_of(store_id)) not in (None, copy_id):
+            raise Conflict(f"the primary of that store is copy {primary}, not {copy_id}.", retry_after_ms=1000)
         if told.number and told.version < (await self._store.tell(store_id, Told())).clock_floor:
             told = Told()
         return await self._keep(store_id, told)
+
+    async def _primary_of(self, store_id: str) -> str | None:
+        """The id of its primary's copy by the map; None if that has no such store."""
+        shards = state.map.shards if (state := await self.read()).map is not None else []
+        return next((shard.primary.copy_id for shard in shards if shard.store_id == store_id), None)
 
     async def _keep(self, store_id: str, told: Told) -> Told:
         kept = await self._store.tell(store_id, told)

@@ -135,7 +135,7 @@ class MemberRoutes:
 
     async def post_told(self, call: Call) -> Response:
         told: NewTold = call.body
-        kept = await self._service.tell(told.store_id, Told(told.number, told.version))
+        kept = await self._service.tell(told.store_id, Told(told.number, told.version), told.copy_id)
         return json_response(200, kept._asdict())
 
     async def post_beat(self, call: Call) -> Response:
@@ -362,7 +362,7 @@ MEMBER_ROUTES = (
     _entry(
         "POST", "/v1/told", MemberRoutes.post_told, _PEER, "Keep what a log has made durable",
         Success(200, "The highest that was told.", _DOCUMENT),
-        body=_body(NewTold, {"store_id": "9f3c", "number": 7, "version": 41}), errors=_BODY,
+        body=_body(NewTold, {"store_id": "9f3c", "number": 7, "version": 41}), errors=(*_BODY, Conflict),
     ),
     _entry(
         "POST", "/v1/nodes/{id}/beat", MemberRoutes.post_beat, _PEER, "A node tells of its copies",

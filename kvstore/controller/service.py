@@ -138,9 +138,12 @@ class ClusterService:
                 if why is not None and said.is_news(why.detail):
                     _log.error("%s Until that is mended nothing is changed. %s", why.detail, why.next_step)
 
-    async def tell(self, store_id: str, told: Told) -> Told:
-        """Keep what a store tells of its log; returns the highest that it has told. Raises Unavailable."""
-        return await self._document.tell(store_id, told)
+    async def tell(self, store_id: str, told: Told, copy_id: str = "") -> Told:
+        """Keep what a store tells of its log, which that copy serves; returns the highest that it has told.
+
+        Raises Conflict if another copy is its primary, Unavailable.
+        """
+        return await self._document.tell(store_id, told, copy_id)
 
     async def map_after(self, epoch: int) -> ClusterMap:
         """The map as soon as there is one with a higher epoch; waits for ever if none comes.

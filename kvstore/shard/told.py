@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from typing import Any
 
 import aiohttp
 
@@ -71,9 +72,11 @@ class ToldNumbers:
         number = store.durable
         if self.is_verified and number == self._told:
             return
-        told = await self._tell(store.identity.store_id, number, store.clock.version, self._limits.told_timeout_s)
+        told = await self._tell(
+            store.identity.store_id, number, store.clock.version, self._limits.told_timeout_s, store.copy_id
+        )
         if told is None:
-            return
+            return  # also where another copy is the primary by now: the map that says so is on its way
         if told.number > store.durable:
             if not store.tables.may_answer():
                 return  # another node has told it since, it seems, and nothing is answered here until a map says more
@@ -91,9 +94,12 @@ class ToldNumbers:
         if not self.is_verified or self._told < number:
             raise TryLater("the controller does not take the number of the log's last record.", retry_after_ms=1000)
 
-    async def _tell(self, store_id: str, number: int, version: int, timeout_s: float) -> ToldBefore | None:
-        """The highest that the store has told; None if the controller does not answer in that time."""
-        body = {"store_id": store_id, "number": number, "version": version}
+    async def _tell(
+        self, store_id: str, number: int, version: int, timeout_s: float, copy_id: str = ""
+    ) -> ToldBefore | None:
+        """The highest that the store has told; None if the controller does not answer in that time, or refuses it."""
+        body: dict[str, Any] = {"store_id": store_id, "number": number, "version": version}
+        body |= {"copy_id": copy_id} if copy_id else {}
         timeout = aiohttp.ClientTimeout(total=timeout_s)
         try:
             async with self._session.post(self._url, json=body, timeout=timeout) as answer:

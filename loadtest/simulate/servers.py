@@ -171,7 +171,8 @@ class ControllerServer(Server):
             return 200, msgspec.json.encode(found)
         if question.path == "/v1/told":
             told = msgspec.json.decode(question.body)
-            kept = await service.tell(told["store_id"], Told(told["number"], told["version"]))
+            given = Told(told["number"], told["version"])
+            kept = await service.tell(told["store_id"], given, told.get("copy_id", ""))
             return 200, msgspec.json.encode(kept._asdict())
         if question.path.startswith(_NODES) and question.path.endswith(_BEAT):
             beat = msgspec.json.decode(question.body, type=Beat)

@@ -18,7 +18,7 @@ from kvstore.config import Limits
 from kvstore.controller.document import CLOCK_STEP, ClusterDocument
 from kvstore.controller.map_store.interface import Told
 from kvstore.controller.map_store.sqlite import SqliteMapStore, open_sqlite
-from kvstore.errors import LogDamaged, StoreBehind
+from kvstore.errors import Conflict, LogDamaged, StoreBehind
 from kvstore.placement.cluster_map import ClusterMap, Move, Primary, at_home, map_of
 from kvstore.protocol import Progress, Receive
 from kvstore.shard.hosted import HostedStore, StoreEnd
@@ -51,7 +51,11 @@ class Controller:
         if self.is_away:
             raise web.HTTPServiceUnavailable
         body = await request.json()
-        kept = await ClusterDocument(self.store, 10).tell(body["store_id"], Told(body["number"], body["version"]))
+        document, told = ClusterDocument(self.store, 10), Told(body["number"], body["version"])
+        try:
+            kept = await document.tell(body["store_id"], told, body.get("copy_id", ""))
+        except Conflict as refused:
+            return web.json_response(refused.problem(), status=refused.status)
         return web.json_response(kept._asdict())
 
 
@@ -161,6 +165,29 @@ async def test_an_older_copy_that_opened_while_the_controller_was_away_goes_on_a
     assert numbers.is_verified
     assert (await controller.store.tell(store.identity.store_id, Told())).number == store.durable
     assert (await Hands(store).put("other", b"value")).version > told.version + CLOCK_STEP
+    await store.close()
+
+
+async def test_an_old_primary_that_tells_after_a_person_has_gone_on_without_it_neither_ends_nor_counts(
+    path: Path, numbers: ToldNumbers, controller: Controller
+) -> None:
+    """It was cut off, and hears the map a moment later: its number and its clock must not come back for its successor,
+    nor must that one's number end it."""
+    store = await open_store(path, numbers)
+    await Hands(store).put("key", b"value")
+    await numbers.tell(store)
+    document, store_id = ClusterDocument(controller.store, 10), store.identity.store_id
+    elsewhere = at_home("s1", "http://s1", store_id, copy_id="successor")
+    found = map_of([elsewhere], cluster_id="c", epoch=9, partitions=PARTITIONS, owners=[0] * PARTITIONS, moves=[])
+    await document.accept_old(store_id)
+    await document.change(lambda state: msgspec.structs.replace(state, map=found))
+    await Hands(store).put("key", b"newer")
+    for successor in (0, 100):
+        floor = (await document.tell(store_id, Told())).clock_floor
+        await document.tell(store_id, Told(successor, floor))
+        await numbers.tell(store)
+        assert (await document.tell(store_id, Told())).number == successor
+        assert store.clock.version < floor
     await store.close()
 
 
