@@ -159,14 +159,6 @@ def test_every_difference_between_file_and_map_is_told() -> None:
 
 # --- on a store ------------------------------------------------------------------------------------------------------
 
-
-@pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[MapStore]:
-    opened = await open_sqlite(tmp_path / "controller-0.db")
-    yield opened
-    await opened.close()
-
-
 Serve = Callable[[MapStore, ClusterConfig], ClusterService]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -16,21 +15,14 @@ from kvstore.controller import membership
 from kvstore.controller.document import CLOCK_STEP
 from kvstore.controller.lost import Reopener
 from kvstore.controller.map_store.interface import MapStore
-from kvstore.controller.map_store.sqlite import open_sqlite
 from kvstore.controller.membership import Announcement, ClusterState, FirstMembers
 from kvstore.errors import ChangeRefused, ForeignData, NotFound
 from kvstore.placement.cluster_map import ClusterMap, Replica
 from tests.unit.controller.far_shards import LIMITS, FarShard, far_shards
-from tests.unit.controller.test_mover import Controller, controlled, form, until
+from tests.unit.controller.moving import Controller, controlled, form
+from tests.unit.waiting import until
 
 FIRST = FirstMembers({}, 64, 1)
-
-
-@pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[MapStore]:
-    opened = await open_sqlite(tmp_path / "controller-0.db")
-    yield opened
-    await opened.close()
 
 
 @pytest.fixture
