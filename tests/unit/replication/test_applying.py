@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
-from kvstore.environment import Environment
 from kvstore.replication import applying
 from kvstore.replication.applying import (
     HURRY_BYTES,
@@ -18,7 +19,7 @@ from kvstore.replication.applying import (
 from kvstore.replication.copy_log import CopyLog
 from kvstore.storage.log import Log
 from loadtest.simulate.disk import SimulatedDisk
-from tests.unit.replication.test_copy import FOLDER, STORE_ID, Node, Primary
+from tests.unit.replication.one_copy import FOLDER, STORE_ID, Machine, Moving, Node, Primary, rows_of
 
 _MIB = 1 << 20
 
@@ -85,20 +86,6 @@ def test_a_copy_that_gets_more_than_it_applies_with_pauses_keeps_up_all_the_same
     assert max(waiting) < WAITING_BYTES_MIN + HURRY_BYTES
 
 
-class Moving(Environment):
-    """A clock that only the test and sleeps move."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = 50.0
-
-    def monotonic_s(self) -> float:
-        return self.now
-
-    async def sleep(self, seconds: float) -> None:
-        self.now += seconds
-
-
 async def test_a_copy_that_applies_many_rests_between_its_pieces_and_forgets_what_is_cut_off() -> None:
     log = Log.create(SimulatedDisk(), FOLDER, "shard-s1", STORE_ID, segment_bytes=1 << 20)
     other = Log.create(SimulatedDisk(), FOLDER, "shard-s1", STORE_ID, segment_bytes=1 << 20)
@@ -150,3 +137,58 @@ async def test_what_waited_when_the_process_ended_counts_when_it_starts_again(mo
     assert await primary.join(copy) == 12
     copy.records.committed(primary.session(copy), 12)
     assert await copy.applier.apply_some() == 12, "so much waits that it goes into one piece"
+
+
+class Delays(Machine):
+    """Its sleeps end when they are told to: one `turn` after the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asleep = asyncio.Event()
+        self._turn = asyncio.Event()
+
+    async def sleep(self, seconds: float) -> None:
+        self.asleep.set()
+        await self._turn.wait()
+        self._turn.clear()
+
+    async def turn(self) -> None:
+        """Let the sleep that is under way end, and wait for the next one."""
+        self.asleep.clear()
+        self._turn.set()
+        await self.asleep.wait()
+
+
+async def test_while_many_records_come_a_copy_gathers_them_and_then_applies_all_at_once() -> None:
+    node, primary = Node(), Primary()
+    node.machine = delays = Delays()
+    copy = await node.make()
+    assert await primary.join(copy) == 0
+    running = asyncio.create_task(copy.applier.run())
+    copy.records.committed(primary.session(copy), 0)  # there is something to learn
+    await asyncio.wait_for(delays.asleep.wait(), 60)
+    for _ in range(5):
+        for number in range(20):
+            await primary.put(f"key-{number}", b"value")
+        await primary.ship(copy, committed=len(primary.entries))
+        assert copy.engine.applied.position.number == 0
+        await asyncio.wait_for(delays.turn(), 60)
+    delays._turn.set()  # none came during the last delay
+    async with asyncio.timeout(60):
+        while copy.engine.applied.position.number < 100:
+            await asyncio.sleep(0)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    assert len(rows_of(copy.engine)) == 20
+
+
+async def test_of_large_records_few_are_applied_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(applying, "PIECE_BYTES_MIN", 10_000)
+    node, primary = Node(), Primary()
+    copy = await node.make()
+    assert await primary.join(copy) == 0
+    for number in range(12):
+        await primary.put(f"key-{number}", bytes(3000))
+    await primary.ship(copy, committed=12)
+    assert await copy.applier.apply_some() == 4
+    assert await copy.applier.apply_some() == 4

@@ -17,7 +17,7 @@ from kvstore.storage.record import CommitRecord
 from kvstore.storage.replay import replay
 from kvstore.storage.rows import VALUE, Clock, Row
 from loadtest.simulate.disk import SimulatedDisk
-from tests.unit.replication.test_copy import FOLDER, STORE_ID
+from tests.unit.replication.one_copy import FOLDER, STORE_ID
 from tests.unit.replication.test_sender import TIMES, Cluster, Inline, QueueWire, until
 from tests.unit.store.harness import turns_counted
 

@@ -10,7 +10,7 @@ import pytest
 from kvstore.replication.copy import StoreCopy
 from kvstore.replication.session import Join
 from kvstore.storage.engine import Engine, TryLater
-from tests.unit.replication.test_copy import Node, Primary, _pages, _to_fill, rows_of
+from tests.unit.replication.one_copy import Node, Primary, filling_copy, pages_of, rows_of
 
 
 class FullFile:
@@ -67,7 +67,7 @@ async def test_a_snapshot_that_finds_no_room_to_begin_is_taken_from_its_beginnin
 ) -> None:
     """Until then the log is behind that position, and the file is nothing: it must not be taken for a copy."""
     node, primary = Node(), Primary()
-    copy = await _to_fill(node, primary)
+    copy = await filling_copy(node, primary)
     renew = node.place.renew
 
     async def full() -> Engine:
@@ -87,7 +87,7 @@ async def test_a_snapshot_that_finds_no_room_to_begin_is_taken_from_its_beginnin
     assert await copy.greeting.begin(primary.session(copy), told.position, join) == 0
     named, of = primary.session(copy), primary.engine.applied
     assert await copy.filling.begins(named, of)
-    for page in await _pages(primary, 6):
+    for page in await pages_of(primary, 6):
         assert await copy.filling.page(named, of.position, page)
     assert await copy.filling.ends(named, of.position, of.position.number)
     assert not copy.is_filling

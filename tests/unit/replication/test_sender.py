@@ -31,7 +31,7 @@ from kvstore.storage.replay import replay
 from kvstore.storage.rows import VALUE, Clock, Row
 from kvstore.storage.segments import DATA_OFFSET, HEADER_BYTES
 from loadtest.simulate.disk import SimulatedDisk
-from tests.unit.replication.test_copy import FOLDER, STORE_ID, Node, rows_of
+from tests.unit.replication.one_copy import FOLDER, STORE_ID, Node, rows_of
 from tests.unit.waiting import WAIT_S, until
 
 T = TypeVar("T")

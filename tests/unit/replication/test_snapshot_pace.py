@@ -28,8 +28,7 @@ from kvstore.storage.engine import Application, Engine, FeedPage, FeedQuery, Ide
 from kvstore.storage.memory import MemoryEngine
 from kvstore.storage.record import CommitRecord
 from kvstore.storage.rows import VALUE, Clock, Row
-from tests.unit.replication.test_applying import Moving
-from tests.unit.replication.test_copy import STORE_ID, TIMES, Node, Primary, rows_of
+from tests.unit.replication.one_copy import STORE_ID, TIMES, Moving, Node, Primary, rows_of
 from tests.unit.replication.test_sender import QueueWire
 
 PACED = TIMES._replace(snapshot_share=0.5, snapshot_busy_share=0.1, snapshot_page_rows_max=320, log_bytes_max=1000)

@@ -23,7 +23,7 @@ from kvstore.storage.replay import replay
 from kvstore.storage.rows import VALUE, Clock, Row
 from kvstore.storage.segments import Position
 from loadtest.simulate.disk import Fate, SimulatedDisk, keep_all, lose_all
-from tests.unit.replication.test_copy import FOLDER, STORE, STORE_ID, rows_of
+from tests.unit.replication.one_copy import FOLDER, STORE, STORE_ID, rows_of
 from tests.unit.replication.test_sender import TIMES, Cluster, until
 
 SEGMENT_BYTES = 8192
