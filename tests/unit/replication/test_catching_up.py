@@ -18,8 +18,9 @@ from kvstore.storage.replay import replay
 from kvstore.storage.rows import VALUE, Clock, Row
 from loadtest.simulate.disk import SimulatedDisk
 from tests.unit.replication.one_copy import FOLDER, STORE_ID
-from tests.unit.replication.test_sender import TIMES, Cluster, Inline, QueueWire, until
+from tests.unit.replication.primary_with_copies import TIMES, Cluster, Inline, QueueWire
 from tests.unit.store.harness import turns_counted
+from tests.unit.waiting import until
 
 
 def test_behind_a_full_frame_nothing_is_sent_for_the_rest_of_the_time() -> None:

@@ -29,7 +29,7 @@ from kvstore.storage.memory import MemoryEngine
 from kvstore.storage.record import CommitRecord
 from kvstore.storage.rows import VALUE, Clock, Row
 from tests.unit.replication.one_copy import STORE_ID, TIMES, Moving, Node, Primary, rows_of
-from tests.unit.replication.test_sender import QueueWire
+from tests.unit.replication.primary_with_copies import QueueWire
 
 PACED = TIMES._replace(snapshot_share=0.5, snapshot_busy_share=0.1, snapshot_page_rows_max=320, log_bytes_max=1000)
 ROW_S, CHECKPOINT_S = 0.0001, 0.02

@@ -24,7 +24,8 @@ from kvstore.storage.rows import VALUE, Clock, Row
 from kvstore.storage.segments import Position
 from loadtest.simulate.disk import Fate, SimulatedDisk, keep_all, lose_all
 from tests.unit.replication.one_copy import FOLDER, STORE, STORE_ID, rows_of
-from tests.unit.replication.test_sender import TIMES, Cluster, until
+from tests.unit.replication.primary_with_copies import TIMES, Cluster
+from tests.unit.waiting import until
 
 SEGMENT_BYTES = 8192
 SMALL_PAGES = TIMES._replace(snapshot_page_rows_max=7, snapshot_busy_share=1.0)

@@ -55,7 +55,7 @@ from kvstore.store.replicas import Replicating
 from kvstore.store.store import Store
 from loadtest.simulate.disk import SimulatedDisk
 from tests.unit.replication.one_copy import FOLDER, rows_of
-from tests.unit.replication.test_sender import Inline, QueueWire
+from tests.unit.replication.primary_with_copies import Inline, QueueWire
 from tests.unit.store.conftest import Gate
 from tests.unit.store.harness import PARTITIONS, Sink, TurnedTime, asked, next_id
 from tests.unit.waiting import until
