@@ -27,7 +27,7 @@ from kvstore.shard.told import ToldNumbers
 from kvstore.storage.engine import TryLater
 from kvstore.store.store import Store
 from tests.unit.store.real_files import LIMITS, PARTITIONS, Hands, cluster_map, end, filled, flip, opened
-from tests.unit.store.test_store_with_copies import primary
+from tests.unit.store.store_with_copies import primary
 from tests.unit.waiting import until
 
 FAST = Limits(**LIMITS, told_timeout_s=0.3, told_every_s=0.02)

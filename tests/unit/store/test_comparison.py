@@ -21,7 +21,7 @@ from kvstore.storage.rows import VALUE
 from kvstore.store import comparison
 from kvstore.store.unproved import ROUNDS_MAX
 from tests.unit.store.harness import PARTITIONS
-from tests.unit.store.test_store_with_copies import Primary, primary
+from tests.unit.store.store_with_copies import Primary, primary
 from tests.unit.waiting import until
 
 KEYS = [f"key-{number}" for number in range(50)]
