@@ -7,8 +7,9 @@ it hangs on `before_message`.
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -84,7 +85,7 @@ class _Peers:
         return _Loopback(self._cluster, shard_id)
 
 
-async def _nothing(_: Any) -> None:
+async def nothing(_: Any) -> None:
     """Happens between two messages, unless a test says otherwise."""
 
 
@@ -99,8 +100,8 @@ class Cluster:
         self._receivers: dict[str, Receiver] = {}
         self._count = 0
         self.map = map_of([], cluster_id="c", epoch=1, partitions=PARTITIONS, owners=[0] * PARTITIONS)
-        self.before_message: Callable[[Any], Awaitable[None]] = _nothing
-        self.after_message: Callable[[Any], Awaitable[None]] = _nothing
+        self.before_message: Callable[[Any], Awaitable[None]] = nothing
+        self.after_message: Callable[[Any], Awaitable[None]] = nothing
 
     async def start(self, shard_id: str) -> None:
         path = self._folder / f"{shard_id}.db"
@@ -209,3 +210,16 @@ async def cluster_of_two(folder: Path, **limits: Any) -> AsyncIterator[Cluster]:
     finally:
         for shard_id in list(cluster.stores):
             await cluster.stop(shard_id)
+
+
+def rows(folder: Path, shard_id: str) -> dict[tuple[str, str], bytes | None]:
+    """All that is in the file of that shard: bodies, by kind and key."""
+    with closing(sqlite3.connect(folder / f"{shard_id}.db")) as connection:
+        return {(kind, key): body for kind, key, body in connection.execute("SELECT kind, key, body FROM rows")}
+
+
+async def trimmed(folder: Path, shard_id: str, *keys: str) -> None:
+    """Wait until none of these keys is in the file of that shard."""
+    async with asyncio.timeout(60):
+        while {key for _, key in rows(folder, shard_id)} & set(keys):
+            await asyncio.sleep(0.01)
