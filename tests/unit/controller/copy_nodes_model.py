@@ -263,3 +263,11 @@ class Model:
 
 def _named(config: Configuration) -> dict[str, object]:
     return {"shard": config.shard, "term": config.term, "primary": config.primary.copy_id}
+
+
+def replicated(nodes: int = 3, replicas: int = 2) -> Model:
+    """All shards have their copies in sync."""
+    model = Model(nodes, replicas)
+    model.run(5)
+    model.steps.clear()
+    return model

@@ -12,8 +12,7 @@ from kvstore.controller.copy_facts import described
 from kvstore.controller.copy_places import Places
 from kvstore.errors import ChangeRefused
 from kvstore.router.advice import advice
-from tests.unit.controller.copy_nodes_model import Model
-from tests.unit.controller.test_replicas import replicated
+from tests.unit.controller.copy_nodes_model import Model, replicated
 
 
 def places(model: Model) -> Places:
