@@ -21,7 +21,7 @@ from kvstore.shard.copy_wires import connect
 from kvstore.shard.hosted import Surroundings
 from kvstore.shard.node_stores import NodeStores
 from kvstore.transport.sessions import ClusterSession
-from tests.unit.shard.test_copy_folders import (
+from tests.unit.shard.resident_copy import (
     LIMITS,
     PARTITIONS,
     STORE_ID,

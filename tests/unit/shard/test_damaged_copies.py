@@ -35,7 +35,7 @@ from kvstore.store.copy_place import CopyFiles
 from kvstore.store.damaged_files import salvage, set_damaged_aside
 from kvstore.store.opening import Opened, untold
 from tests.unit.shard import test_node_failover
-from tests.unit.shard.test_copy_folders import LIMITS, PARTITIONS, STORE_ID, folder_of, named
+from tests.unit.shard.resident_copy import LIMITS, PARTITIONS, STORE_ID, folder_of, named
 from tests.unit.shard.test_node_failover import PATIENCE_S, Cluster, cluster_in, replicated
 
 

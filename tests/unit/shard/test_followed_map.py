@@ -12,7 +12,7 @@ from kvstore.environment import SYSTEM
 from kvstore.placement.cluster_map import ClusterMap, Replica
 from kvstore.shard.followed_map import Fate, FollowedMap
 from kvstore.storage.engine import Identity
-from tests.unit.shard.test_copy_folders import PARTITIONS, STORE_ID, named, promoted
+from tests.unit.shard.resident_copy import PARTITIONS, STORE_ID, named, promoted
 
 OTHER_STORE = Identity("other", "c", "s1", PARTITIONS)
 OWN_STORE = OTHER_STORE._replace(store_id=STORE_ID)
