@@ -24,6 +24,7 @@ from kvstore.store.store import Store
 PARTITIONS = 64
 SEGMENT_BYTES = 4 << 20  # small, so that a test does not write much of nothing
 WAIT_S = 8.0
+Opener = Callable[..., Awaitable[Any]]  # opens a harness with the given limits
 
 
 class Call:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from kvstore.errors import TooManyRequests
 from kvstore.protocol import Scan
-from tests.unit.store.conftest import Machine
-
-Opener = Callable[..., Awaitable[Any]]
+from tests.unit.store.conftest import Machine, Opener
 
 
 class WallClock:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,8 @@ from kvstore.model import Attempt, IdempotencyKey, TxnOp
 from kvstore.protocol import Acquire, Put, Transact
 from kvstore.store.batch import Batch
 from kvstore.store.ops import Expire
+from tests.unit.store.conftest import Opener
 from tests.unit.waiting import until
-
-Opener = Callable[..., Awaitable[Any]]
 
 
 def commits(harness: Any) -> int:

@@ -1,7 +1,7 @@
 """Stories of transactions, told in every way they can go: see `explorer`.
 
 Two of the cases that every implementation must survive are not here, because they lie below batches: a GET between
-executed and visible, and a reader thread that fills the cache late (tests/unit/storage/test_store_reads.py).
+executed and visible, and a reader thread that fills the cache late (tests/unit/store/test_store_reads.py).
 """
 
 from __future__ import annotations
