@@ -31,7 +31,7 @@ from kvstore.config import ClusterConfig, ControllerConfig, Limits, RouterConfig
 from kvstore.errors import ConfigError, all_errors
 from kvstore.placement.ring import ShardWeight, key_hash, partition_of, place, walk
 from kvstore.router.routes.table import PUBLIC_ROUTES
-from tests.cluster.conftest import Cluster, running, write_config
+from tests.cluster.clusters import Cluster, running, write_config
 from tests.documents import DOCUMENTS, REPOSITORY, Command, Document, anchors, commands_of, inline_commands
 
 PLACEHOLDERS = {"CONTROLLER": "127.0.0.1", "HOST:PORT": "127.0.0.1:9000", "FILE…": "run.ndjson"}

@@ -10,7 +10,7 @@ import pytest
 import requests
 
 from tests.browser.page import Page
-from tests.cluster.conftest import Cluster, running, write_config
+from tests.cluster.clusters import Cluster, running, write_config
 from tests.cluster.test_events_and_demo import listening
 
 WAIT_S = 30.0

@@ -12,7 +12,7 @@ import pytest
 import requests
 
 from tests.browser.page import Page
-from tests.cluster.conftest import Cluster
+from tests.cluster.clusters import Cluster
 
 ALICE, BOB = "article[aria-labelledby=client-Alice]", "article[aria-labelledby=client-Bob]"
 HOSTILE = [

@@ -16,7 +16,7 @@ from selenium.webdriver.common.keys import Keys
 from yarl import URL
 
 from tests.browser.page import Page
-from tests.cluster.conftest import Cluster
+from tests.cluster.clusters import Cluster
 
 TOKEN_FIELD = "dialog input"
 _END_TO_END = {"host", "accept", "content-type", "origin", "if-match", "if-none-match", "last-event-id"}

@@ -10,7 +10,7 @@ import pytest
 from selenium.webdriver.common.keys import Keys
 
 from tests.browser.page import VIEWS, Page
-from tests.cluster.conftest import Cluster
+from tests.cluster.clusters import Cluster
 
 SAYS = {
     "overview": ("All is well", "Shards", "s1", "s4", "Calls", "Latency", "Errors", "epoch"),

@@ -19,7 +19,7 @@ from urllib.parse import quote, urlsplit
 import msgspec
 import pytest
 
-from tests.cluster.conftest import REPOSITORY, Cluster
+from tests.cluster.clusters import REPOSITORY, Cluster
 
 WAIT_S = 40.0
 _POLL_S = 0.03

@@ -13,7 +13,7 @@ from urllib.parse import quote
 import pytest
 
 from tests.cluster.actions import Reply, get, put
-from tests.cluster.conftest import Cluster
+from tests.cluster.clusters import Cluster
 from tests.cluster.wire import HEALTH, Wire, request, wire
 
 VALUE_BYTES_MAX = 1024 * 1024

@@ -21,7 +21,7 @@ from kvstore.client import Client, Delete, Operation, Put
 from tests.cluster.actions import ask
 
 if TYPE_CHECKING:
-    from tests.cluster.conftest import Cluster
+    from tests.cluster.clusters import Cluster
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 MIB = 1024 * 1024

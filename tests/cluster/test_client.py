@@ -31,7 +31,7 @@ from kvstore.errors import (
 from kvstore.txn import TxnItem, delete, get, if_exists, if_locked, if_version, put
 
 if TYPE_CHECKING:
-    from tests.cluster.conftest import Cluster
+    from tests.cluster.clusters import Cluster
 
 MIB = 1024 * 1024
 STRANGE_KEYS = [

@@ -5,23 +5,16 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator
 
 import pytest
 
 from kvstore.client import Client
 from kvstore.errors import PreconditionFailed
 from tests.cluster.actions import Reply
-from tests.cluster.calls import Calls, calling, code, unique
-from tests.cluster.conftest import Cluster
+from tests.cluster.calls import Calls, code, unique
+from tests.cluster.clusters import Cluster
 
 pytestmark = pytest.mark.timeout(90)
-
-
-@pytest.fixture
-async def calls(cluster: Cluster) -> AsyncIterator[Calls]:
-    async with calling(cluster.url) as calls:
-        yield calls
 
 
 @pytest.fixture

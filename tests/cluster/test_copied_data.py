@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from tests.cluster.actions import facts, get, kvstore, put, wait_until
-from tests.cluster.conftest import Cluster, running, write_config
+from tests.cluster.clusters import Cluster, running, write_config
 
 KEYS = [f"k{n}" for n in range(120)]
 ADOPT = "kvstore cluster adopt"

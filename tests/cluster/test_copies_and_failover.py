@@ -23,7 +23,7 @@ import yaml
 
 from kvstore.client import Client
 from kvstore.errors import KvError
-from tests.cluster.conftest import REPOSITORY, write_config
+from tests.cluster.clusters import REPOSITORY, write_config
 
 WAIT_S = 60.0
 SHARDS = ("s1", "s2", "s3")

@@ -15,7 +15,7 @@ import pytest
 
 from kvstore.client import Client
 from kvstore.errors import KvError
-from tests.cluster.conftest import REPOSITORY, Cluster, running, write_config
+from tests.cluster.clusters import REPOSITORY, Cluster, running, write_config
 
 WAIT_S = 60.0
 

@@ -15,7 +15,7 @@ import pytest
 import requests
 
 from kvstore.router.routes.events import EVENTS
-from tests.cluster.conftest import Cluster, running, write_config
+from tests.cluster.clusters import Cluster, running, write_config
 
 WAIT_S = 30
 

@@ -38,7 +38,7 @@ from tests.cluster.actions import (
     wait_running,
     wait_until,
 )
-from tests.cluster.conftest import REPOSITORY, Cluster, running, write_config
+from tests.cluster.clusters import REPOSITORY, Cluster, running, write_config
 
 pytestmark = pytest.mark.timeout(120)
 

@@ -19,7 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from yarl import URL
 
 from kvstore.placement.ring import key_hash, partition_of
-from tests.cluster.conftest import Cluster
+from tests.cluster.clusters import Cluster
 from tests.cluster.wire import HEALTH, request, wire
 
 VERSION_MAX = 2**53

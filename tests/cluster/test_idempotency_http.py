@@ -7,7 +7,6 @@ import os
 import signal
 import sqlite3
 import time
-from collections.abc import AsyncIterator
 from contextlib import closing
 from pathlib import Path
 
@@ -16,15 +15,9 @@ import pytest
 
 from tests.cluster.actions import Reply, kill_and_wait
 from tests.cluster.calls import Calls, calling, code, unique, until
-from tests.cluster.conftest import Cluster, running, write_config
+from tests.cluster.clusters import Cluster, running, write_config
 
 pytestmark = pytest.mark.timeout(90)
-
-
-@pytest.fixture
-async def calls(cluster: Cluster) -> AsyncIterator[Calls]:
-    async with calling(cluster.url) as calls:
-        yield calls
 
 
 @pytest.fixture

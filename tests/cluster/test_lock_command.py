@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.conftest import REPOSITORY, Cluster
+from tests.cluster.clusters import REPOSITORY, Cluster
 
 pytestmark = pytest.mark.timeout(120)
 

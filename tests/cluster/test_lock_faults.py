@@ -19,7 +19,7 @@ from kvstore.client import Client
 from kvstore.errors import KvError, LockLost, OutcomeUnknown, PreconditionFailed
 from tests.cluster.actions import kill_and_wait, stopped
 from tests.cluster.calls import Calls, calling, code, unique, until
-from tests.cluster.conftest import REPOSITORY, Cluster, running, write_config
+from tests.cluster.clusters import REPOSITORY, Cluster, running, write_config
 
 pytestmark = pytest.mark.timeout(120)
 

@@ -18,19 +18,13 @@ import pytest
 
 from kvstore.client import Client
 from kvstore.errors import LockLost
-from tests.cluster.calls import Calls, calling, code, unique, until
-from tests.cluster.conftest import REPOSITORY, Cluster
+from tests.cluster.calls import Calls, code, unique, until
+from tests.cluster.clusters import REPOSITORY, Cluster
 
 pytestmark = pytest.mark.timeout(120)
 
 WAIT_S = 30.0
 ROUNDS = 5
-
-
-@pytest.fixture
-async def calls(cluster: Cluster) -> AsyncIterator[Calls]:
-    async with calling(cluster.url) as calls:
-        yield calls
 
 
 @pytest.fixture

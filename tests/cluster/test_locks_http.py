@@ -6,7 +6,6 @@ import asyncio
 import socket
 import struct
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import msgspec
@@ -15,15 +14,9 @@ import pytest
 from kvstore.client import Client
 from kvstore.errors import Locked, LockLost
 from tests.cluster.calls import Calls, calling, code, unique, until
-from tests.cluster.conftest import Cluster, running, write_config
+from tests.cluster.clusters import Cluster, running, write_config
 
 pytestmark = pytest.mark.timeout(90)
-
-
-@pytest.fixture
-async def calls(cluster: Cluster) -> AsyncIterator[Calls]:
-    async with calling(cluster.url) as calls:
-        yield calls
 
 
 @pytest.fixture

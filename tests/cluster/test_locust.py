@@ -20,7 +20,7 @@ import pytest
 
 from loadtest.histories.history import AnyOperation, read
 from loadtest.histories.verdict import judge
-from tests.cluster.conftest import REPOSITORY, Cluster, running, write_config
+from tests.cluster.clusters import REPOSITORY, Cluster, running, write_config
 
 YCSB = ["YcsbA", "YcsbB", "YcsbC", "YcsbD", "YcsbE", "YcsbF"]
 JUDGED = {

@@ -38,7 +38,7 @@ from loadtest.cluster.processes import free_ports, wait_gone
 from loadtest.drivers.aio import session
 from loadtest.histories.verdict import judge
 from tests.cluster import actions
-from tests.cluster.conftest import Cluster, running, write_config
+from tests.cluster.clusters import Cluster, running, write_config
 
 pytestmark = [pytest.mark.timeout(240), pytest.mark.asyncio(loop_scope="module")]
 

@@ -26,7 +26,7 @@ from tests.cluster.actions import (
     take_all_room,
     wait_until,
 )
-from tests.cluster.conftest import Cluster, running, write_config
+from tests.cluster.clusters import Cluster, running, write_config
 
 pytestmark = pytest.mark.timeout(180)
 

@@ -21,7 +21,7 @@ import pytest
 from kvstore.client import Client, Delete, Get, Put
 from kvstore.errors import KvError, Locked
 from kvstore.txn import get, if_version, put
-from tests.cluster.conftest import Cluster, running, write_config
+from tests.cluster.clusters import Cluster, running, write_config
 
 pytestmark = pytest.mark.timeout(280)
 

@@ -9,7 +9,7 @@ from contextlib import closing
 from pathlib import Path
 from urllib.request import urlopen
 
-from tests.cluster.conftest import running, write_config
+from tests.cluster.clusters import running, write_config
 from tests.old_data import state_of_format_3, unpack_cluster_of_format_3
 
 LIMITS = {"body_bytes_max": 2 * 2**20, "log_segment_bytes": 8 * 2**20}

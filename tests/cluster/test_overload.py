@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.actions import Reply, ask, get, put, wait_until
-from tests.cluster.conftest import Cluster, running, write_config
+from tests.cluster.clusters import Cluster, running, write_config
 
 pytestmark = pytest.mark.timeout(120)
 

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
+from loadtest.cluster.processes import free_ports
 from tests.cluster.actions import (
     answers,
     ask,
@@ -33,7 +34,7 @@ from tests.cluster.actions import (
     wait_running,
     wait_until,
 )
-from tests.cluster.conftest import REPOSITORY, Cluster, free_ports, running, write_config
+from tests.cluster.clusters import REPOSITORY, Cluster, running, write_config
 
 pytestmark = pytest.mark.timeout(120)
 

@@ -19,7 +19,7 @@ import pytest
 import kvstore.errors
 from loadtest.cluster.processes import free_ports
 from tests.cluster.actions import Reply, ask, get, wait_until
-from tests.cluster.conftest import Cluster
+from tests.cluster.clusters import Cluster
 
 DEPLOY = Path(kvstore.errors.__file__).parent / "deploy"
 ROUTER = "127.0.0.1:8080"  # as it stands in the files

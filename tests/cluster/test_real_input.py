@@ -13,7 +13,7 @@ import pytest
 
 from kvstore.client import Client, Delete, Get
 from tests.cluster.actions import kill_everything, kvstore
-from tests.cluster.conftest import running, write_config
+from tests.cluster.clusters import running, write_config
 
 pytestmark = pytest.mark.timeout(120)
 

@@ -18,7 +18,7 @@ import pytest
 import requests
 import yaml
 
-from tests.cluster.conftest import Cluster, running, write_config
+from tests.cluster.clusters import Cluster, running, write_config
 
 RECORDING = Path(__file__).with_name("recorded_answers.json")
 SAME_VALUE = {"Content-Type", "Cache-Control", "X-Content-Type-Options", "Vary", "Connection", "X-Accel-Buffering"}

@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from kvstore.config import Limits
+from loadtest.cluster.processes import free_ports
 from tests.cluster.actions import (
     ask,
     down,
@@ -30,7 +31,7 @@ from tests.cluster.actions import (
     wait_running,
     wait_until,
 )
-from tests.cluster.conftest import REPOSITORY, Cluster, free_ports, running, write_config
+from tests.cluster.clusters import REPOSITORY, Cluster, running, write_config
 
 pytestmark = pytest.mark.timeout(180)
 

@@ -8,26 +8,18 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
 from tests.cluster.actions import Reply
-from tests.cluster.calls import Calls, calling, code, unique, until
-from tests.cluster.conftest import Cluster
+from tests.cluster.calls import Calls, code, unique, until
 
 pytestmark = pytest.mark.timeout(90)
 
 MIB = 1024 * 1024
 SHARDS = 4
 Op = dict[str, Any]
-
-
-@pytest.fixture
-async def calls(cluster: Cluster) -> AsyncIterator[Calls]:
-    async with calling(cluster.url) as calls:
-        yield calls
 
 
 @pytest.fixture(params=["one store", "all stores"])

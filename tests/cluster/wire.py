@@ -10,7 +10,7 @@ from http.client import parse_headers
 from typing import BinaryIO
 
 from tests.cluster.actions import Reply
-from tests.cluster.conftest import Cluster
+from tests.cluster.clusters import Cluster
 
 TIMEOUT_S = 15.0
 HEALTH = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"

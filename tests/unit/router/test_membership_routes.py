@@ -20,7 +20,7 @@ from kvstore.router.app import RouterApp
 from kvstore.router.controller_client import Controller
 from kvstore.router.service import RouterService
 from kvstore.transport.http.server import Server, start_server
-from tests.cluster.conftest import free_ports
+from loadtest.cluster.processes import free_ports
 
 MOVES: dict[str, Any] = {"epoch": 7, "moves": [], "wanted": ["s5"], "ending": ["s2"], "last": None}
 MAP = first_map("c", 64, [at_home(name, "http://h:1", name) for name in ("s1", "s2")])
