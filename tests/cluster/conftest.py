@@ -8,6 +8,7 @@ import pytest
 
 from tests.cluster.calls import Calls, calling
 from tests.cluster.clusters import Cluster, running, write_config
+from tests.cluster.transactions import keys_by_owner
 
 
 @pytest.fixture(scope="session")
@@ -21,3 +22,12 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 async def calls(cluster: Cluster) -> AsyncIterator[Calls]:
     async with calling(cluster.url) as calls:
         yield calls
+
+
+@pytest.fixture(params=["one store", "all stores"])
+async def keys(calls: Calls, request: pytest.FixtureRequest) -> list[str]:
+    """Eight keys that do not exist, of one store, or in turn of each."""
+    of_shard = await keys_by_owner(calls, 8)
+    if request.param == "one store":
+        return next(iter(of_shard.values()))
+    return [key for row in zip(*of_shard.values(), strict=True) for key in row][:8]
