@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
@@ -10,12 +11,20 @@ from tests.cluster.calls import Calls, calling
 from tests.cluster.clusters import Cluster, running, write_config
 from tests.cluster.transactions import keys_by_owner
 
+_numbers = itertools.count()
+
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """Four shards, shared: a test leaves no key behind that another one could trip over (use a prefix of your own)."""
     with running(write_config(tmp_path_factory.mktemp("cluster"))) as cluster:
         yield cluster
+
+
+@pytest.fixture
+def prefix() -> str:
+    """A part of the key space of the test's own."""
+    return f"own-{next(_numbers)}/"
 
 
 @pytest.fixture

@@ -26,7 +26,6 @@ VERSION_MAX = 2**53
 VALUE_BYTES_MAX = 1024 * 1024
 SHARDS = ["s1", "s2", "s3", "s4"]
 WAIT_S = 10.0
-_numbers = itertools.count()
 
 
 class Api:
@@ -78,12 +77,6 @@ class Api:
 async def api(cluster: Cluster) -> AsyncIterator[Api]:
     async with aiohttp.ClientSession() as session:
         yield Api(cluster.url, session)
-
-
-@pytest.fixture
-def prefix() -> str:
-    """A part of the key space of the test's own."""
-    return f"contract-{next(_numbers)}/"
 
 
 def kv(key: str) -> str:
