@@ -150,7 +150,8 @@ async def test_what_the_next_primary_does_not_look_at_leaves_unknown_what_was_se
     """No refusal may say that nothing was done: the first time it may have been."""
     made = make_service(reroute_timeout_s=0.3)
     all_follow(made, replicated())
-    for call in (made.ask(Put(0, KEY, b"v", once=ONCE)), Coordinator(made, Limits(txn_timeout_s=0.3)).run(WRITE, ONCE)):
+    limits = Limits(txn_timeout_s=0.3, reroute_timeout_s=0.3)
+    for call in (made.ask(Put(0, KEY, b"v", once=ONCE)), Coordinator(made, limits).run(WRITE, ONCE)):
         channel = channel_of(made)
         channel.error = None
         UNKNOWN(channel)
@@ -198,7 +199,7 @@ async def test_every_call_names_the_shard_without_a_primary_in_the_same_words() 
     made = make_service(reroute_timeout_s=0.1)
     all_follow(made, replicated())
     shards["s1"].fenced = set(range(PARTITIONS))
-    transaction = Coordinator(made, Limits(txn_timeout_s=0.1)).run(WRITE, None)
+    transaction = Coordinator(made, Limits(txn_timeout_s=0.1, reroute_timeout_s=0.1)).run(WRITE, None)
     for call in (made.ask(Put(0, KEY, b"v")), transaction, made.all_shards.count("")):
         with pytest.raises(Unavailable, match=r"^shard s1 does not answer for its keys now\.?$"):
             await call
