@@ -152,7 +152,7 @@ async def test_a_copy_in_sync_whose_file_cannot_be_used_and_whose_log_can_is_tol
 ) -> None:
     """It is the only one beside the primary's, so it stays."""
     monkeypatch.setattr(digest_question, "_ANSWER_S", 1.0)
-    often = msgspec.structs.replace(test_node_failover.LIMITS, compare_every_s=0.2)
+    often = msgspec.structs.replace(test_node_failover.LIMITS, compare_every_s=0.2, verify_share=1.0)
     monkeypatch.setattr(test_node_failover, "LIMITS", often)
     async with cluster_in(tmp_path) as cluster, aiohttp.ClientSession(raise_for_status=True) as http:
         await cluster.until_replicated()

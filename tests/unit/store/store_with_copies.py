@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import msgspec
+import pytest
 
 from kvstore.config import Limits
 from kvstore.placement.cluster_map import ClusterMap, Replica, at_home, map_of
 from kvstore.protocol import Get, Put
-from kvstore.replication import messages
+from kvstore.replication import lease, messages
 from kvstore.replication.copy import StoreCopy
 from kvstore.replication.files import Place, make_copy
 from kvstore.replication.places import Times
@@ -31,6 +32,7 @@ from tests.unit.store.harness import PARTITIONS, Sink, TurnedTime, asked, next_i
 from tests.unit.waiting import until
 
 TIMES = Times(lease_s=30.0, disk_stall_s=30.0, replica_timeout_s=30.0, failover_after_s=60.0)
+_BEACON_S = 0.05
 
 
 class Turned(TurnedTime):
@@ -155,11 +157,13 @@ class Primary:
 
 @asynccontextmanager
 async def primary(folder: Path, times: Times = TIMES) -> AsyncIterator[Primary]:
-    """One that serves all partitions, without a copy."""
+    """One that serves all partitions, without a copy. Leases are long, and beacons say often what is committed."""
     found = Primary(folder, times)
-    found.store = await found.open()
-    try:
-        await found.store.partitions.adopt(found.map())
-        yield found
-    finally:
-        await found.close()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lease, "beacon_every_s", lambda lease_s: min(lease_s / 8, _BEACON_S))
+        found.store = await found.open()
+        try:
+            await found.store.partitions.adopt(found.map())
+            yield found
+        finally:
+            await found.close()
