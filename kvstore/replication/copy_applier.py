@@ -26,6 +26,7 @@ from kvstore.replication.copy_records import CopyRecords
 from kvstore.replication.places import Times
 from kvstore.replication.promise import Identity
 from kvstore.replication.session import Session
+from kvstore.said_once import SaidOnce
 from kvstore.storage.engine import Digest, TryLater
 from kvstore.storage.replay import replay
 
@@ -59,6 +60,7 @@ class CopyApplier:
         self._learned = learned
         self._environment = environment
         self._apply_delay_s = times.apply_delay_s
+        self._said = SaidOnce()
         self._cleaned_floor = 0  # no tombstone up to that sequence is left in the file
 
     async def run(self) -> None:
@@ -71,6 +73,7 @@ class CopyApplier:
             try:
                 while await self.apply_some() or await self._clean_some():
                     await self._log.rest()
+                self._said.is_news("")
             except TryLater as error:
                 await self._wait_for_the_file(error)
                 self._learned.set()
@@ -81,7 +84,8 @@ class CopyApplier:
 
     async def _wait_for_the_file(self, error: TryLater) -> None:
         """Nothing can be applied now, such as on a full disk."""
-        log.warning("applying to a copy's file waits: %s", error.detail)
+        if self._said.is_news(error.detail):
+            log.warning("applying to a copy's file waits: %s", error.detail)
         await self._environment.sleep(_RETRY_S)
 
     async def apply_some(self) -> int:

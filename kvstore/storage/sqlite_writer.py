@@ -222,16 +222,15 @@ def transaction(connection: sqlite3.Connection) -> Iterator[None]:
 
 
 def _begin(connection: sqlite3.Connection) -> None:
-    """Begin to write. Another program may be writing, a person's shell for example."""
-    for _ in range(_BEGIN_TRIES - 1):
+    """Begin to write. Another program may be writing, a person's shell for example. Raises TryLater."""
+    for _ in range(_BEGIN_TRIES):
         try:
             connection.execute("BEGIN IMMEDIATE")
             return
         except sqlite3.OperationalError as error:
             if error.sqlite_errorcode != sqlite3.SQLITE_BUSY:
                 raise
-            log.warning("another program is writing to the file; what is committed waits in the log")
-    connection.execute("BEGIN IMMEDIATE")
+    raise TryLater("another program is writing to the file; what is committed waits in the log.")
 
 
 @contextmanager

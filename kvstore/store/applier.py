@@ -19,6 +19,7 @@ import asyncio
 import logging
 
 from kvstore.errors import DataCorrupt
+from kvstore.said_once import SaidOnce
 from kvstore.storage.engine import Application, Freezes, NoRoom, TryLater
 from kvstore.storage.record import CommitRecord
 from kvstore.storage.segments import Position
@@ -109,7 +110,7 @@ class Applier:
     async def run(self) -> None:
         """Apply for ever. Raises OSError when the disk goes on failing."""
         environment = self._tables.environment
-        errors = 0
+        errors, said = 0, SaidOnce()
         while True:
             await self._something.wait()
             await self._gather()
@@ -120,12 +121,13 @@ class Applier:
                     await self._apply()
                     await self._checkpoint_if_due()
                 errors, self._tables.file_full = 0, False
+                said.is_news("")
             except DataCorrupt as error:
                 self._tables.verification.stop_writing(error)  # the log has what is not applied
                 return
             except TryLater as error:
-                if not (self._tables.file_full and isinstance(error, NoRoom)):  # else it was told already
-                    log.warning("applying to the file waits: %s", error)
+                if said.is_news(error.detail):
+                    log.warning("applying to the file waits: %s", error.detail)
                 self._tables.file_full = isinstance(error, NoRoom)
                 self._something.set()
                 await environment.sleep(_RETRY_S)
@@ -235,18 +237,20 @@ class Applier:
 
     async def clean(self) -> None:
         """Remove rows that drops or the tombstones' floor cover, in small steps, for ever."""
-        environment = self._tables.environment
+        environment, said = self._tables.environment, SaidOnce()
         while True:
             await self._may_clean.wait()
             self._may_clean.clear()
             try:
                 while await self.clean_some():
                     pass
+                said.is_news("")
             except DataCorrupt as error:
                 self._tables.verification.stop_writing(error)
                 return
             except (TryLater, OSError) as error:
-                log.warning("removing rows waits: %s", error)
+                if said.is_news(str(error)):
+                    log.warning("removing rows waits: %s", error)
                 self._may_clean.set()
                 await environment.sleep(_RETRY_S)
 

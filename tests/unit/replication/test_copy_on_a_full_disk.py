@@ -38,7 +38,9 @@ async def _with_one_record(node: Node, committed: int) -> StoreCopy:
     return copy
 
 
-async def test_a_copy_goes_on_to_apply_when_its_file_takes_rows_again() -> None:
+async def test_a_copy_goes_on_to_apply_when_its_file_takes_rows_again_and_says_once_that_it_waits(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     node = Node()
     copy = await _with_one_record(node, committed=1)
     full = FullFile(node, 3)
@@ -48,6 +50,7 @@ async def test_a_copy_goes_on_to_apply_when_its_file_takes_rows_again() -> None:
             await asyncio.sleep(0)
     assert not work.done()
     assert full.left == 0
+    assert caplog.text.count("applying to a copy's file waits: the disk is full") == 1
     work.cancel()
     await asyncio.gather(work, return_exceptions=True)
 

@@ -22,7 +22,7 @@ from kvstore.config import Limits
 from kvstore.environment import SYSTEM
 from kvstore.errors import DataCorrupt, ForeignData
 from kvstore.storage import sqlite_writer
-from kvstore.storage.engine import Identity
+from kvstore.storage.engine import Application, Identity
 from kvstore.storage.sqlite import SqliteEngine, in_thread
 from kvstore.store import applier
 from kvstore.store.opening import open_files
@@ -412,11 +412,19 @@ async def test_a_person_who_writes_for_long_ends_nothing_and_is_told_of(
         await hands.store.applier.flush()
         engine: Any = hands.store.tables.engine
         await in_thread(engine._writing, lambda connection: connection.execute("PRAGMA busy_timeout = 1").close())
+        tries, apply = list[Application](), engine.apply
+
+        async def counted(application: Application) -> None:
+            tries.append(application)
+            await apply(application)
+
+        monkeypatch.setattr(engine, "apply", counted)
         with closing(sqlite3.connect(path, isolation_level=None)) as person:
             person.execute("BEGIN IMMEDIATE")
             assert (await hands.put("a", b"1")).status == 201
-            while caplog.text.count("applying to the file waits") <= 2 * applier._DISK_ERRORS_MAX:
+            while len(tries) <= 2 * applier._DISK_ERRORS_MAX:
                 await asyncio.sleep(0.01)
+            assert caplog.text.count("applying to the file waits: another program is writing to the file") == 1
             assert (await hands.get("a")).value == b"1"
             assert (await hands.put("b", b"2")).status == 201, "the disk is not full"
             person.execute("ROLLBACK")
