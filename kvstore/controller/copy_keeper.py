@@ -35,6 +35,7 @@ from kvstore.replication import failover
 from kvstore.replication.beats import Beat, BeatAnswer, beat_every_s, beats
 from kvstore.replication.configuration import configuration_of, configurations
 from kvstore.replication.failover import Damping
+from kvstore.said_once import SaidOnce
 
 _SHORTEST_S = 0.01  # between two decisions
 _RETRY_S = 0.25
@@ -73,7 +74,7 @@ class CopyKeeper:
 
     async def run(self) -> None:
         """Decide whenever something was heard, and now and then, for ever."""
-        following = asyncio.create_task(self._follow())
+        following, said = asyncio.create_task(self._follow()), SaidOnce()
         try:
             while True:
                 await self._wait()
@@ -81,8 +82,10 @@ class CopyKeeper:
                 try:
                     async with self._deciding:
                         await self._decide()
+                    said.is_news("")
                 except KvError as error:
-                    _log.warning("the copies stay as they are: %s", error)
+                    if said.is_news(error.detail):
+                        _log.warning("the copies stay as they are: %s", error)
                     await asyncio.sleep(_RETRY_S)
                 await self._environment.wait_for(self._is_urgent.wait(), _SHORTEST_S)
         finally:

@@ -57,6 +57,7 @@ from kvstore.environment import SYSTEM, Environment
 from kvstore.errors import KvError, Unavailable
 from kvstore.placement import moves
 from kvstore.placement.cluster_map import ClusterMap, Move
+from kvstore.said_once import SaidOnce
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +91,7 @@ class Mover:
         self._map: ClusterMap | None = None
         self._tasks: dict[asyncio.Task[None], None] = {}
         self._stopping = False
+        self._said = SaidOnce()
 
     async def run(self) -> None:
         """Carry out what stands in the map, for ever. Cancel it before the store is closed."""
@@ -108,13 +110,15 @@ class Mover:
         try:
             if self._map is None:
                 await self._document.change(self._begun_again)
+            self._said.is_news("")
             revision = -1
             while True:
                 revision, state = await self._document.after(revision)
                 if state.map is not None:
                     self._take(state.map)
         except Unavailable as error:
-            log.warning("the map cannot be read or changed, so no move goes on: %s", error)
+            if self._said.is_news(error.detail):
+                log.warning("the map cannot be read or changed, so no move goes on: %s", error)
 
     def _begun_again(self, state: ClusterState) -> ClusterState:
         """As a controller finds it at its start.
@@ -312,13 +316,14 @@ class Mover:
 
     async def _insist(self, change: Callable[[ClusterState], ClusterState], current: Try) -> ClusterMap:
         """Change the state, however long its store cannot answer; raises what `change` raises."""
-        wait_s = FIRST_WAIT_S
+        wait_s, said = FIRST_WAIT_S, SaidOnce()
         while True:
             try:
                 changed = await self._document.change(change)
                 return formed_map(changed.after)
             except Unavailable as error:
-                log.warning("the map cannot be changed, trying again: %s", error)
+                if said.is_news(error.detail):
+                    log.warning("the map cannot be changed, trying again: %s", error)
                 current.detail = error.detail
                 await asyncio.sleep(wait_s)
                 wait_s = longer(wait_s, self._limits)

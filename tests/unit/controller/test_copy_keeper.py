@@ -383,6 +383,25 @@ async def test_a_controller_whose_record_is_old_forgets_nothing_that_was_told_wh
     }  # fmt: skip
 
 
+async def test_why_the_copies_stay_as_they_are_is_said_once_and_not_at_each_try(
+    nodes: Nodes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A controller whose record is an old copy tries for as long as no person mends it."""
+    await raised(nodes)
+    await nodes.until(lambda: nodes.config("s1").replicas)
+    nodes.map = msgspec.structs.replace(nodes.map, epoch=nodes.map.epoch + 9)
+    await nodes.beat("s2")
+    nodes.copies["s2"] = [
+        msgspec.structs.replace(each, copy_id="another") if each.role == "copy" else each for each in nodes.copies["s2"]
+    ]
+    said = "the copies stay as they are: this controller's map is that of epoch"
+    for _ in range(20):
+        for node in ("s1", "s2"):
+            await nodes.beat(node)
+        await asyncio.sleep(0.1)
+    assert caplog.text.count(said) == 1
+
+
 async def test_nothing_is_given_up_while_the_primary_is_heard_or_for_a_copy_that_has_nothing(nodes: Nodes) -> None:
     await in_sync(nodes)
     for confirm in (None, "s1"):
