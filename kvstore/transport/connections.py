@@ -15,7 +15,6 @@ from aiohttp import web
 
 from kvstore.config import Limits
 from kvstore.transport.channel import Connection, Handle
-from kvstore.transport.under_way import SETTLED
 
 _CLOSE_S = 2.0
 
@@ -32,11 +31,9 @@ class Connections:
     async def serve(
         self, socket: web.WebSocketResponse, handle: Handle, store_of: Callable[[str], Handle | None] | None = None
     ) -> None:
-        """See `Connection.serve`. Nothing is begun by a connection that is opened once the node has ended."""
-        if self.ended:
-            await socket.close(code=SETTLED)
-            return
+        """See `Connection.serve`. Nothing is begun for one that is opened when the node has ended."""
         connection = Connection(self._limits)
+        connection.closed = self.ended
         self._open[connection] = None
         try:
             await connection.serve(socket, handle, store_of)

@@ -123,10 +123,10 @@ async def test_a_connection_that_is_opened_when_the_node_has_ended_begins_nothin
     at.connections.end(is_settled=True)
     async with aiohttp.ClientSession() as session, session.ws_connect(f"{channel.url}/channel") as late:
         await late.send_bytes(encode_frame([Put(1, "a", b"")]))
-        reading = asyncio.create_task(late.receive())
-        await until(lambda: at.reached or reading.done())
+        await until(lambda: len(at.connections) == 2)
+        await asyncio.sleep(0.05)
         await at.connections.close()
         async with asyncio.timeout(WAIT_S):
-            message = await reading
+            message = await late.receive()
     assert (message.type, message.data) == (aiohttp.WSMsgType.CLOSE, SETTLED)
     assert at.reached == [], "it is told that nothing was executed"
