@@ -148,12 +148,14 @@ class Comparison:
         link = next((link for link in self._in_sync().values() if link is not None and link.key[0] == copy_id), None)
         if link is None:
             return
+        lacking = [partition for partition, nodes in self._round.lacking.items() if link.node in nodes]
+        if not lacking:
+            return  # it fell out when it had not told, and is in sync again: the next round looks at it
         log.error(
             "the copy on node %s did not tell in %d comparisons what it has, and another one did: it is rebuilt",
             link.node, ROUNDS_MAX,
         )  # fmt: skip
-        partition = next(each for each, nodes in self._round.lacking.items() if link.node in nodes)
-        await link.tell(Differs(self._applier.visible, partition, untold=True))
+        await link.tell(Differs(self._applier.visible, lacking[0], untold=True))
 
     def _nodes_in_sync(self) -> dict[str, str]:
         """By copy id."""

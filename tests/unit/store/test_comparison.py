@@ -9,6 +9,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import NoReturn
 
+import msgspec
 import pytest
 
 from kvstore.errors import DataCorrupt
@@ -209,6 +210,47 @@ async def test_a_copy_that_does_not_tell_what_it_has_is_rebuilt_where_another_on
         await until(lambda: one.store.replicas.comparison._in_sync()["n2"] is None)
         assert one.store.replicas.comparison._in_sync()["n3"] is not None
         assert one.store.tables.stats.copies_differed == 0
+
+
+async def test_a_copy_that_does_not_tell_and_falls_out_and_is_in_sync_again_within_a_round_is_looked_at_in_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No partition lacks its answer then: it was out of sync when the others told."""
+    monkeypatch.setattr(comparison, "_RETRY_S", 0.0)
+    async with primary(tmp_path) as one:
+        await _with_rows(one, "n2", "n3")
+        _hold(one, "n2", monkeypatch)
+        await _rounds(one, ROUNDS_MAX - 1)
+        sender, digest, sleep = one.store.tables.sender, one.copies["n3"].engine.digest, one.environment.sleep
+        assert sender is not None
+        (other,) = [one.replica("n3", "in-sync", link.session.joined) for link in sender.shipping.links[1:]]
+        is_out = False
+
+        async def told_late(partitions: Set[int]) -> tuple[int, Digest]:
+            nonlocal is_out
+            await asyncio.sleep(0.05)  # n2 has told that it cannot
+            await one.store.partitions.adopt(one.map(other))
+            is_out = True
+            return await digest(partitions)
+
+        async def behind_the_last_partitions(seconds: float) -> None:
+            nonlocal is_out
+            if is_out and not seconds:
+                is_out = False
+                joining = one.replica("n2", "joining", one.epoch + 1)
+                await one.store.partitions.adopt(one.map(joining, other))
+                await until(lambda: [each.kind for each in sender.requests()] == ["in-sync"])
+                synced = msgspec.structs.replace(joining, state="in-sync")
+                await one.store.partitions.adopt(one.map(synced, other))
+            await sleep(seconds)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(one.copies["n3"].engine, "digest", told_late)
+            patched.setattr(one.environment, "sleep", behind_the_last_partitions)
+            await _rounds(one, 1)
+        assert not _are_told(one)
+        await _rounds(one, 1)
+        assert "For several rounds the primary was not told which rows" in await _told(one)
 
 
 @pytest.mark.parametrize("other", ["is held, too", "differs"])
