@@ -138,7 +138,9 @@ class CopyKeeper:
         if any(copy.given_back and copy.given_back == _term(cluster_map, copy.shard) for copy in beat.copies):
             self._is_urgent.set()
         if self._document.behind(self._state) is not None:
-            return BeatAnswer(start=self._heard.start, beat=number, epoch=cluster_map.epoch)  # orders would be too old
+            return BeatAnswer(  # orders would be too old
+                start=self._heard.start, beat=number, epoch=cluster_map.epoch, behind=True
+            )
         places = Places(cluster_map, self._heard, self._limits, now)
         return BeatAnswer(
             start=self._heard.start,

@@ -115,7 +115,8 @@ class GiveBack(msgspec.Struct, frozen=True, kw_only=True):
 class BeatAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """What the controller answers. `start`: the id of its process; `beat`: the number to be echoed; `epoch`: its map's.
 
-    `may_stop`: nothing is left of the node that others could take over, if it stops.
+    `may_stop`: nothing is left of the node that others could take over, if it stops. `behind`: its record is an old
+    copy, so it changes nothing, and grants no request.
 
     Orders are repeated in every answer until the node's reports or the map show that they were carried out.
     """
@@ -124,6 +125,7 @@ class BeatAnswer(msgspec.Struct, frozen=True, kw_only=True):
     beat: int
     epoch: int
     may_stop: bool = False
+    behind: bool = False
     make: list[Make] = []
     drop: list[Drop] = []
     give_back: list[GiveBack] = []

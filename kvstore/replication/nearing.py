@@ -1,6 +1,7 @@
 """When a primary begins to wait for a copy that joins.
 
-Owns: when the controller was heard last; the copies that were nearly there while it was away.
+Owns: when the controller was heard last; the copies that were nearly there while it was away. One whose record is an
+old copy, so that it changes nothing, is as good as away.
 Promises: batches do not wait for long for what the copy lacks, nor for a copy that could not be taken out again: should
 it go while the controller is away, all writes would stand until that is back.
 Leaves to others: what it means to wait (`shipping`), the connection (`copy_link`).

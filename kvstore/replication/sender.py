@@ -119,11 +119,15 @@ class Sender:
                 self.shipping = shipping.acked(self.shipping, link.session, self.shipping.last)
         return standing
 
-    def controller_heard(self) -> None:
-        """The controller has answered a beat."""
+    def controller_heard(self, *, decides: bool = True) -> None:
+        """The controller has answered a beat.
+
+        `decides`: it may change the map. Else it promotes no copy, so the lease goes on, and takes none out.
+        """
         self.lease.needed_s = None
-        now = self._around.environment.boottime_s()
-        self._become(self._nearing.controller_heard(self.shipping, self.links.by_key, now))
+        if decides:
+            now = self._around.environment.boottime_s()
+            self._become(self._nearing.controller_heard(self.shipping, self.links.by_key, now))
         self._tell_news()
 
     def _tell_news(self) -> None:

@@ -121,7 +121,7 @@ class Beats:
             return
         self._echo = Echo(start=ordered.start, beat=ordered.beat)
         for each, report in zip(residents, reports, strict=True):
-            each.local.controller_heard(report)
+            each.local.controller_heard(report, decides=not ordered.behind)
         if ordered.may_stop:
             self._may_stop.set()
         for drop in ordered.drop:

@@ -133,10 +133,10 @@ class HostedStore:
         found = sender.requests() if sender is not None else ()
         return [each for each in found if may_take_out or each.kind != "out"]
 
-    def controller_heard(self) -> None:
-        """The controller has answered a beat."""
+    def controller_heard(self, *, decides: bool) -> None:
+        """The controller has answered a beat. `decides`: it may change the map."""
         if (sender := self.store.tables.sender) is not None:
-            sender.controller_heard()
+            sender.controller_heard(decides=decides)
 
     async def give_back(self, order: GiveBack) -> bool:
         """Give back the lease of that term, once the copy that is to take over has all.

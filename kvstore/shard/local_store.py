@@ -51,10 +51,10 @@ class LocalStore:
         self.damaged = damaged
         log.error("the copy of shard %s here is damaged, and is not used any more: %s", self.shard_id, self.damage)
 
-    def controller_heard(self, report: CopyReport | None) -> None:
-        """The controller has taken a beat with that report of what lies here."""
+    def controller_heard(self, report: CopyReport | None, *, decides: bool) -> None:
+        """The controller has taken a beat with that report of what lies here. `decides`: it may change the map."""
         if self.hosted is not None:
-            self.hosted.controller_heard()
+            self.hosted.controller_heard(decides=decides)
         if self.damaged is not None and report == self.damaged.report():
             self.damaged.told.set()
 

@@ -98,7 +98,7 @@ async def raised(nodes: Nodes) -> None:
 
 async def test_nothing_is_made_while_one_copy_of_everything_is_asked_for(nodes: Nodes) -> None:
     answer = await nodes.beat("s1")
-    assert (answer.make, answer.drop, answer.epoch) == ([], [], 1)
+    assert (answer.make, answer.drop, answer.epoch, answer.behind) == ([], [], 1, False)
 
 
 async def test_a_node_is_told_to_make_a_copy_and_the_map_names_it_joining(nodes: Nodes) -> None:
@@ -142,6 +142,7 @@ async def test_a_node_that_follows_a_newer_map_is_told_to_make_and_to_drop_nothi
     nodes.map = msgspec.structs.replace(nodes.map, epoch=nodes.map.epoch + 5)
     answer = await nodes.beat("s2")
     assert (answer.make, answer.drop, answer.give_back, answer.may_stop) == ([], [], [], False)
+    assert answer.behind
 
 
 async def test_a_silent_primary_is_replaced_once_its_copy_says_that_it_does_not_hear_it_either(nodes: Nodes) -> None:

@@ -117,6 +117,8 @@ async def test_no_copy_is_waited_for_that_could_not_be_taken_out_since_the_contr
         cluster.hold_up("n2")
         assert cluster.sender.shipping.links[0].waited == 0
         assert cluster.put("b") == cluster.sender.shipping.committed
+        cluster.sender.controller_heard(decides=False)
+        assert cluster.sender.shipping.links[0].waited == 0, "its record is an old copy, so it takes none out either"
         cluster.sender.controller_heard()
         assert cluster.sender.shipping.links[0].waited > 0
 
