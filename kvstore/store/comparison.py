@@ -75,12 +75,15 @@ class _Compared(NamedTuple):
 class _Round:
     """`lacking`: by partition that was not compared, nodes whose copy told nothing. `differs`: whether anything did.
 
+    `told`: nodes whose copy told of each partition so far; None before the first.
+
     `untold`: ids of copies that are connected and could not tell something, and not since they were beyond the record;
     they are not asked again.
     """
 
     lacking: dict[int, frozenset[str]] = field(default_factory=dict)
     untold: set[str] = field(default_factory=set)
+    told: frozenset[str] | None = None
     differs: bool = False
 
     @property
@@ -143,7 +146,7 @@ class Comparison:
         return self._unproved.nodes(self._nodes_in_sync())
 
     async def _rebuild_unproved(self) -> None:
-        proved = frozenset() if self._round.differs else self._in_sync().keys() - self._round.silent
+        proved = frozenset() if self._round.differs else self._in_sync().keys() & (self._round.told or frozenset())
         copy_id = self._unproved.to_rebuild(self._nodes_in_sync(), proved)
         link = next((link for link in self._in_sync().values() if link is not None and link.key[0] == copy_id), None)
         if link is None:
@@ -173,6 +176,8 @@ class Comparison:
     async def _look(self, partitions: range) -> set[int]:
         """Those of them that are disputed."""
         found = await self._compare(partitions)
+        told = frozenset(link.node for link in found.theirs)
+        self._round.told = told if self._round.told is None else self._round.told & told
         self._round.differs |= bool(found.wrong)
         if found.silent:
             self._round.lacking |= dict.fromkeys(partitions, found.silent)

@@ -253,6 +253,37 @@ async def test_a_copy_that_does_not_tell_and_falls_out_and_is_in_sync_again_with
         assert "For several rounds the primary was not told which rows" in await _told(one)
 
 
+async def test_a_copy_that_is_in_sync_only_since_the_last_partitions_were_compared_proves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(comparison, "_RETRY_S", 0.0)
+    async with primary(tmp_path) as one:
+        await _with_rows(one, "n2")
+        await one.make_copy("n3")
+        _hold(one, "n2", monkeypatch)
+        await _rounds(one, ROUNDS_MAX - 1)
+        sender, look = one.store.tables.sender, one.store.replicas.comparison._look
+        assert sender is not None
+        (other,) = [one.replica("n2", "in-sync", link.session.joined) for link in sender.shipping.links]
+
+        async def then_n3_joins(partitions: range) -> set[int]:
+            disputed = await look(partitions)
+            joining = one.replica("n3", "joining", one.epoch + 1)
+            await one.store.partitions.adopt(one.map(other, joining))
+            await until(lambda: [each.kind for each in sender.requests()] == ["in-sync"])
+            await one.store.partitions.adopt(one.map(other, msgspec.structs.replace(joining, state="in-sync")))
+            return disputed
+
+        with monkeypatch.context() as patched:
+            patched.setattr(one.store.replicas.comparison, "_look", then_n3_joins)
+            await _rounds(one, 1)
+        await asyncio.sleep(0.05)
+        assert not _are_told(one)
+        assert one.store.replicas.comparison.unproved == ["n2"]
+        await _rounds(one, 1)
+        assert "For several rounds the primary was not told which rows" in await _told(one)
+
+
 @pytest.mark.parametrize("other", ["is held, too", "differs"])
 async def test_a_copy_that_does_not_tell_what_it_has_stays_where_no_other_one_is_proved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: str
