@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -24,6 +24,7 @@ from kvstore.controller.changes import Change
 from kvstore.controller.copy_journal import CopyJournal
 from kvstore.controller.copy_places import Places
 from kvstore.controller.document import ClusterDocument
+from kvstore.controller.failure_detector import FailureDetector
 from kvstore.controller.heard import Heard
 from kvstore.controller.map_store.interface import Told
 from kvstore.controller.membership import ClusterState, formed_map
@@ -74,7 +75,8 @@ class CopyKeeper:
 
     async def run(self) -> None:
         """Decide whenever something was heard, and now and then, for ever."""
-        following, said = asyncio.create_task(self._follow()), SaidOnce()
+        said, awake = SaidOnce(), _stay_awake(self._heard.detector, self._environment)
+        beside = [asyncio.create_task(self._follow()), asyncio.create_task(awake)]
         try:
             while True:
                 await self._wait()
@@ -89,8 +91,9 @@ class CopyKeeper:
                     await asyncio.sleep(_RETRY_S)
                 await self._environment.wait_for(self._is_urgent.wait(), _SHORTEST_S)
         finally:
-            following.cancel()
-            await asyncio.gather(following, return_exceptions=True)
+            for task in beside:
+                task.cancel()
+            await asyncio.gather(*beside, return_exceptions=True)
 
     async def _follow(self) -> None:
         revision = -1
@@ -198,27 +201,29 @@ class CopyKeeper:
     # --- decisions
 
     async def _decide(self) -> None:
-        now = self._now_s()
-        self._heard.detector.turn(now)
+        now = self._awake_s()
         if self._state.map is None:
             return
         self._heard.follow(self._state.map, now)
         if not beats(self._state.map) and not any(self._heard.beats):
             return
         await self._document.know_told(shard.store_id for shard in self._state.map.shards)
-        await self._keep_committed(self._state.map, now)
+        kept = _silent_primaries(self._state, self._heard, now)
+        for store_id in kept:  # what they have told last must outlive this process
+            with suppress(Unavailable):  # a full disk, for example, keeps no copy from taking over
+                await self._document.keep_committed(store_id)
+        now = self._awake_s()
         found = self._decided(self._state, now)
         if found.state is not self._state:
-            await self._store(now)
+            now = await self._store(kept)
         self._journal.note_older(found.older, self._heard)
         await self._write_down(now)
 
-    async def _keep_committed(self, cluster_map: ClusterMap, now: float) -> None:
-        """What primaries that are silent by now have told last must outlive this process."""
-        for config in configurations(cluster_map):
-            if self._heard.primary_silent_since(*config.primary, now) is not None:
-                with suppress(Unavailable):  # a full disk, for example, keeps no copy from taking over
-                    await self._document.keep_committed(config.store_id)
+    def _awake_s(self) -> float:
+        """What the time is by now; this process is awake."""
+        now = self._now_s()
+        self._heard.detector.turn(now)
+        return now
 
     def _decided(self, state: ClusterState, now: float) -> Decided:
         if state.map is None:
@@ -226,12 +231,21 @@ class CopyKeeper:
         decider = Decider(state, self._heard, self._damping, self._limits, now)
         return decider.decide(self._new_id, self._environment.now_ms())
 
-    async def _store(self, now: float) -> None:
-        found = Decided(self._state)
+    async def _store(self, kept: Collection[str]) -> float:
+        """Store what is decided once the state is read: that may take a while, in which nodes fall silent.
+
+        `kept`: stores of which it is kept what they told last; no other primary is replaced now. Returns when it was
+        decided.
+        """
+        found, now = Decided(self._state), self._now_s()
 
         def decide(state: ClusterState) -> ClusterState:
-            nonlocal found
-            found = self._decided(state, now)
+            nonlocal found, now
+            now = self._awake_s()
+            is_kept = all(store_id in kept for store_id in _silent_primaries(state, self._heard, now))
+            found = self._decided(state, now) if is_kept else Decided(state)
+            if not is_kept:
+                self._due.set()
             return found.state
 
         _, after = await self._document.change(decide)
@@ -245,6 +259,7 @@ class CopyKeeper:
             self._journal.note(step, epoch, now)
         for node in found.given_up:
             _log.warning("epoch %d: node %s is given up: its copies get places elsewhere", epoch, node)
+        return now
 
     async def _write_down(self, now: float) -> None:
         """Changes that no person asked for, and that are over now."""
@@ -278,6 +293,19 @@ class CopyKeeper:
         """What people are told of nodes and copies; None as for `places`."""
         places = self.places(cluster_map)
         return copy_facts.described(places, known) if places is not None else None
+
+
+async def _stay_awake(detector: FailureDetector, environment: Environment) -> None:
+    """While the record's store does not answer, this process does not stand still: it hears the nodes."""
+    while True:
+        detector.turn(environment.boottime_s())
+        await environment.sleep(beat_every_s(detector.failover_after_s))
+
+
+def _silent_primaries(state: ClusterState, heard: Heard, now: float) -> list[str]:
+    """The ids of the stores whose primaries are silent."""
+    known = configurations(state.map) if state.map is not None else []
+    return [each.store_id for each in known if heard.primary_silent_since(*each.primary, now) is not None]
 
 
 def _terms(beat: Beat, cluster_map: ClusterMap) -> Iterator[int]:

@@ -14,6 +14,7 @@ import pytest
 from kvstore.config import Limits
 from kvstore.controller import copy_keeper
 from kvstore.controller.copy_asks import with_replicas
+from kvstore.controller.document import ClusterDocument
 from kvstore.controller.membership import ClusterState
 from kvstore.environment import SYSTEM
 from kvstore.placement.cluster_map import ClusterMap
@@ -207,6 +208,42 @@ async def test_a_failover_is_listed_as_a_change_once_the_new_primary_serves(node
             break
     assert (failovers[0]["shard"], failovers[0]["state"]) == ("s1", "done")
     assert re.search(r"node s2 took over and served after [\d.]+ s\.$", failovers[0]["detail"])
+
+
+async def test_what_a_primary_asked_for_does_not_outlive_it_while_the_store_of_the_record_is_slow(
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It asks for its only copy to be taken out, and dies: the copy takes over, as if it had asked for nothing."""
+    await in_sync(nodes)
+    (copy,), before = nodes.config("s1").replicas, nodes.config("s1")
+    change, is_asked, answers = ClusterDocument.change, asyncio.Event(), asyncio.Event()
+
+    async def slow(document: ClusterDocument, decide: Any, **options: Any) -> Any:
+        is_asked.set()
+        await answers.wait()
+        return await change(document, decide, **options)
+
+    monkeypatch.setattr(ClusterDocument, "change", slow)
+    nodes.asked["s1"] = [
+        Asked(
+            kind="out", shard="s1", term=before.term, primary=before.primary.copy_id, copy_id=copy.copy_id,
+            joined=copy.joined,
+        )
+    ]  # fmt: skip
+    async with asyncio.timeout(60):
+        while not is_asked.is_set():
+            await nodes.beats()
+    nodes.dead.add("s1")
+    heir = next(each for each in nodes.copies["s2"] if each.shard == "s1")
+    nodes.copies["s2"].remove(heir)
+    nodes.copies["s2"].append(msgspec.structs.replace(heir, silent_s=3600.0))
+    gone = asyncio.get_running_loop().time() + 2 * QUICK.limits.failover_after_s
+    while asyncio.get_running_loop().time() < gone:
+        await nodes.beat("s2")
+        await asyncio.sleep(QUICK.limits.failover_after_s / 8)
+    answers.set()
+    await nodes.until(lambda: nodes.config("s1") != before)
+    assert nodes.config("s1").primary.node == "s2"
 
 
 async def test_a_promotion_to_a_node_without_a_copy_in_sync_is_refused(nodes: Nodes) -> None:
