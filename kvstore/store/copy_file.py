@@ -7,8 +7,9 @@ is never taken for this one's.
 Leaves to others: the form of the file (`replication.promise`), terms (`placement.cluster_map`), the lock under which it
 is read and written (`opening`).
 
-A copy without replicas can do without its file: no other can have been named primary, so the durable map says which
-copy this is. With replicas a lost promise is no promise, and the copy is refused.
+A primary without replicas can do without its file: no other can have been named, so the durable map says which copy
+this is. With replicas a lost promise is no promise, and the copy is refused. So is one on another node than the
+primary's, though the map that it has names no replica yet: it joins, and its file may be half of a snapshot.
 """
 
 from __future__ import annotations
@@ -116,7 +117,8 @@ def _stand_in(db: Path, shard_id: str, store_id: str, durable_map: ClusterMap | 
             f"{copy_path(db)} {why}, so what this copy has promised is not known: it must not serve. Put the file "
             "back, or move this copy's files away: another copy takes their place."
         )
-    if shard is None and ".copy-" in db.stem:
+    is_elsewhere = shard is not None and shard.primary.node != _node_of(db, shard_id)
+    if is_elsewhere or (shard is None and ".copy-" in db.stem):
         raise _lost(
             f"{copy_path(db)} {why}, so which copy this is is not known: move its files away, and another is made."
         )
@@ -130,6 +132,11 @@ def _stand_in(db: Path, shard_id: str, store_id: str, durable_map: ClusterMap | 
     if shard.primary.copy_id != store_id:
         log.warning("%s %s: it is made again from the map, which names no other copy", copy_path(db), why)
     return Identity(store_id, shard.primary.copy_id, shard.term)
+
+
+def _node_of(db: Path, shard_id: str) -> str:
+    """The node whose copy it is, as `opening.store_path` names the file."""
+    return db.stem.partition(".copy-")[2] or shard_id
 
 
 def _lost(detail: str) -> ForeignData:

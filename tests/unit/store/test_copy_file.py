@@ -80,6 +80,33 @@ def test_a_lost_file_is_made_again_from_a_map_without_replicas_and_refused_with_
     assert path.read_bytes() == content
 
 
+@pytest.mark.parametrize("what", ["missing", "damaged"])
+@pytest.mark.parametrize(("shard", "node"), [("s1", "s2"), ("s2", "s2")], ids=["a guest", "at home"])
+def test_the_lost_file_of_a_copy_that_joins_a_primary_on_another_node_is_not_made_again_from_its_map(
+    tmp_path: Path, shard: str, node: str, what: str
+) -> None:
+    """The map that came with the snapshot names no replica yet; the file may be half of that snapshot."""
+    db = store_path(tmp_path, shard, node)
+    make_copy(db, STORE, "mine")
+    if what == "missing":
+        copy_path(db).unlink()
+    else:
+        copy_path(db).write_bytes(b"{}")
+    found = the_map("of-the-primary")
+    primary = msgspec.structs.replace(found.shards[0].primary, node="s1")
+    away = msgspec.structs.replace(found, shards=[msgspec.structs.replace(found.shards[0], id=shard, primary=primary)])
+    with pytest.raises(ForeignData, match="which copy this is is not known: move its files away"):
+        open_copy(db, shard, STORE, away)
+
+
+def test_the_lost_file_of_a_primary_away_from_home_is_made_again_from_a_map_without_replicas(tmp_path: Path) -> None:
+    db = store_path(tmp_path, "s1", "s2")
+    found = the_map("mine")
+    primary = msgspec.structs.replace(found.shards[0].primary, node="s2")
+    away = msgspec.structs.replace(found, shards=[msgspec.structs.replace(found.shards[0], primary=primary)])
+    assert open_copy(db, "s1", STORE, away).identity.copy_id == "mine"
+
+
 def test_a_store_of_an_earlier_program_is_the_copy_that_the_converted_map_names(tmp_path: Path) -> None:
     for durable in (None, the_map("the-store", term=0)):
         copy_path(tmp_path / "shard-s1.db").unlink(missing_ok=True)
