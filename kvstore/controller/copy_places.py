@@ -105,7 +105,7 @@ class Places:
             report = self.copies.report(node, config.shard)
             if report is None or report.store_id != config.store_id or report.role not in ("copy", "filling"):
                 continue
-            if self.heard.stops(node):
+            if self.heard.stops(node) or _is_of_another(config, node, report.copy_id):
                 continue
             if there is None or there.copy_id != report.copy_id:
                 return node, report.copy_id
@@ -144,13 +144,25 @@ class Places:
         ]
 
     def _is_left_over(self, node: str, report: CopyReport) -> bool:
-        """One of another store, such as that of an earlier shard of that name, is in the way."""
+        """One of another store, such as that of an earlier shard of that name, is in the way.
+        So is one with the id of the copy on another node, as in files that a person copied."""
         config = configuration_of(self.cluster_map, report.shard)
         if config is None:
             return True
-        named = {config.primary.copy_id, *(copy.copy_id for copy in config.replicas)}
-        is_needed = node in self.wanted(config) and report.store_id == config.store_id
-        return report.copy_id not in named and not is_needed and self.copies.serves(config)
+        is_of_another = _is_of_another(config, node, report.copy_id)
+        is_needed = node in self.wanted(config) and report.store_id == config.store_id and not is_of_another
+        is_named = _ids(config).get(node) == report.copy_id
+        return not is_named and not is_needed and self.copies.serves(config)
+
+
+def _ids(config: Configuration) -> dict[str, str]:
+    """By node, the ids of its copies."""
+    return {config.primary.node: config.primary.copy_id, **{copy.node: copy.copy_id for copy in config.replicas}}
+
+
+def _is_of_another(config: Configuration, node: str, copy_id: str) -> bool:
+    """Whether that id is the one of the shard's copy on another node: no two may grant under one id."""
+    return any(each == copy_id and at != node for at, each in _ids(config).items())
 
 
 def without_empty_nodes(cluster_map: ClusterMap) -> list[Node]:

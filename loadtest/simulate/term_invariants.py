@@ -251,6 +251,9 @@ def check_change(before: Shard, after: Shard) -> None:
     """From a map to the next one. Raises Violation."""
     if after.term < before.term:
         raise Violation(f"the term of shard {after.id} went from {before.term} to {after.term}")
+    ids = [after.primary.copy_id, *(each.copy_id for each in after.replicas)]
+    if len(set(ids)) < len(ids):
+        raise Violation(f"two copies of shard {after.id} have one id: {', '.join(ids)}")
     if after.primary == before.primary:
         return
     if after.term == before.term:

@@ -80,6 +80,21 @@ def test_a_copy_of_an_earlier_shard_of_that_name_is_dropped_and_one_of_this_is_m
     assert model.nodes[node].copies["s1"].store_id == model.config("s1").store_id
 
 
+def test_a_copy_with_the_id_of_the_primarys_is_dropped_and_another_one_is_made() -> None:
+    """As in files that a person copied from node to node: two copies that grant under one id would count as one."""
+    model = replicated()
+    (node,) = model.copy_nodes("s1")
+    config = model.config("s1")
+    model.down(node)
+    model.nodes[node].copies["s1"] = ModelCopy(config.store_id, config.primary.copy_id, promised=1, number=5)
+    model.up(node)
+    for _ in range(10):
+        model.turn()
+        now = model.config("s1")
+        assert now.primary.copy_id not in [copy.copy_id for copy in now.replicas]
+    assert model.copy_nodes("s1") == {node}
+
+
 def test_a_node_dead_for_long_is_given_up_and_its_copies_are_elsewhere_in_sync() -> None:
     model = replicated(4)
     model.down("s1")

@@ -303,14 +303,17 @@ def test_the_primary_changes_in_a_higher_term_to_a_copy_in_sync(settled: Settled
     before = settled.shard
     copy = before.replicas[0]
     heir = msgspec.structs.replace(before.primary, node=copy.node, copy_id=copy.copy_id)
-    check_change(before, msgspec.structs.replace(before, primary=heir, term=before.term + 1))
+    after = msgspec.structs.replace(before, primary=heir, replicas=[], term=before.term + 1)
+    check_change(before, after)
     with pytest.raises(Violation, match="another primary in the same term"):
-        check_change(before, msgspec.structs.replace(before, primary=heir))
+        check_change(before, msgspec.structs.replace(after, term=before.term))
     with pytest.raises(Violation, match="the term of shard"):
         check_change(before, msgspec.structs.replace(before, term=before.term - 1))
     joining = msgspec.structs.replace(before, replicas=[msgspec.structs.replace(copy, state="joining")])
     with pytest.raises(Violation, match="which was not in sync"):
-        check_change(joining, msgspec.structs.replace(before, primary=heir, term=before.term + 1))
+        check_change(joining, after)
+    with pytest.raises(Violation, match="two copies of shard"):
+        check_change(before, msgspec.structs.replace(after, replicas=[copy]))
 
 
 def test_a_move_is_committed_once_its_source_is_frozen_and_its_destination_has_written_down_that_all_has_come(
