@@ -280,6 +280,8 @@ def check_commit(view: View, before: ClusterMap, move: Move) -> None:
         hosted = resident.local.hosted if resident is not None else None
         if hosted is None or not hosted.is_open or not hosted.store.tables.may_answer():
             continue
+        if hosted.store.copy_id != shard.primary.copy_id:
+            continue  # its disk was lost, and it has begun with a new one that is no member yet
         if move.id not in hosted.store.partitions.view.freezes:
             raise Violation(f"move {move.id} is committed, and the primary of {shard.id} has not {lacks}")
 

@@ -335,6 +335,9 @@ def test_a_move_is_committed_once_its_source_is_frozen_and_its_destination_has_w
     note(settled.store)
     with pytest.raises(Violation, match=f"the primary of {move.to} has not written down"):
         check_commit(settled.cluster.view, found, move)
+    lost = msgspec.structs.replace(to, primary=msgspec.structs.replace(to.primary, copy_id="lost with its disk"))
+    both = [lost if each is to else each for each in found.shards]
+    check_commit(settled.cluster.view, msgspec.structs.replace(found, shards=both), move)
     note(destination)
     check_commit(settled.cluster.view, found, move)
 
