@@ -242,9 +242,10 @@ class CopyKeeper:
         def decide(state: ClusterState) -> ClusterState:
             nonlocal found, now
             now = self._awake_s()
-            is_kept = all(store_id in kept for store_id in _silent_primaries(state, self._heard, now))
-            found = self._decided(state, now) if is_kept else Decided(state)
-            if not is_kept:
+            if all(store_id in kept for store_id in _silent_primaries(state, self._heard, now)):
+                found = self._decided(state, now)
+            else:
+                found = Decided(state)
                 self._due.set()
             return found.state
 

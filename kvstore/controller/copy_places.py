@@ -151,18 +151,13 @@ class Places:
             return True
         is_of_another = _is_of_another(config, node, report.copy_id)
         is_needed = node in self.wanted(config) and report.store_id == config.store_id and not is_of_another
-        is_named = _ids(config).get(node) == report.copy_id
+        is_named = config.ids.get(node) == report.copy_id
         return not is_named and not is_needed and self.copies.serves(config)
-
-
-def _ids(config: Configuration) -> dict[str, str]:
-    """By node, the ids of its copies."""
-    return {config.primary.node: config.primary.copy_id, **{copy.node: copy.copy_id for copy in config.replicas}}
 
 
 def _is_of_another(config: Configuration, node: str, copy_id: str) -> bool:
     """Whether that id is the one of the shard's copy on another node: no two may grant under one id."""
-    return any(each == copy_id and at != node for at, each in _ids(config).items())
+    return any(each == copy_id and at != node for at, each in config.ids.items())
 
 
 def without_empty_nodes(cluster_map: ClusterMap) -> list[Node]:

@@ -89,12 +89,7 @@ def _config_of(shard: str, configs: Sequence[Configuration]) -> Configuration | 
 def _named_on(node: str, shard: str, configs: Sequence[Configuration]) -> str:
     """The id of the copy that the map names there; empty if it names none, or has no such shard."""
     config = _config_of(shard, configs)
-    if config is None:
-        return ""
-    if config.primary.node == node:
-        return config.primary.copy_id
-    copy = config.copy_on(node)
-    return copy.copy_id if copy is not None else ""
+    return config.ids.get(node, "") if config is not None else ""
 
 
 def _is_mended(damaged: Damaged, configs: Sequence[Configuration]) -> bool:

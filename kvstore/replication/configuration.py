@@ -46,6 +46,11 @@ class Configuration(NamedTuple):
     primary: Primary
     replicas: tuple[Replica, ...] = ()
 
+    @property
+    def ids(self) -> dict[str, str]:
+        """By node, the ids of its copies, the primary's among them."""
+        return {self.primary.node: self.primary.copy_id, **{copy.node: copy.copy_id for copy in self.replicas}}
+
     def copy_on(self, node: str) -> Replica | None:
         """The copy that lies on that node, if one does; the primary is none."""
         return next((copy for copy in self.replicas if copy.node == node), None)

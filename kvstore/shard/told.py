@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import Any
 
 import aiohttp
 
@@ -98,8 +97,7 @@ class ToldNumbers:
         self, store_id: str, number: int, version: int, timeout_s: float, copy_id: str = ""
     ) -> ToldBefore | None:
         """The highest that the store has told; None if the controller does not answer in that time, or refuses it."""
-        body: dict[str, Any] = {"store_id": store_id, "number": number, "version": version}
-        body |= {"copy_id": copy_id} if copy_id else {}
+        body = {"store_id": store_id, "number": number, "version": version, "copy_id": copy_id}
         timeout = aiohttp.ClientTimeout(total=timeout_s)
         try:
             async with self._session.post(self._url, json=body, timeout=timeout) as answer:
