@@ -9,9 +9,14 @@ from pathlib import Path
 import aiohttp
 import pytest
 
+from kvstore.placement.cluster_map import Shard
+from kvstore.storage.disk import OsDisk
+from kvstore.storage.log_check import check_log
+from kvstore.store.opening import store_path
 from tests.unit.shard.test_node_failover import Cluster, cluster_in
 
 KEYS = 30
+SHARDS = ("s1", "s2", "s3")
 
 
 async def put_all(http: aiohttp.ClientSession, cluster: Cluster, value: str) -> None:
@@ -34,29 +39,37 @@ async def backed_up(cluster: Cluster, http: aiohttp.ClientSession, node: str) ->
     shutil.copytree(cluster.folder / node, kept)
     cluster.start_node(node)
     await cluster.until_replicated()
-    await put_all(http, cluster, "new")
+    await put_and_told(http, cluster, "new")
     return kept
 
 
-async def until_beats_have_told(cluster: Cluster, http: aiohttp.ClientSession) -> None:
-    """The controller knows that all puts are committed, which no store has told it by itself since.
+async def put_and_told(http: aiohttp.ClientSession, cluster: Cluster, value: str) -> None:
+    """Put all keys; return when the beats have told the controller of all records that the logs of the primaries have.
 
-    Maps are records, too, so the sum alone may be reached before the last puts are told: some beats bring no more.
+    Stores tell nothing by themselves meanwhile. An old folder that lacks what was told is never served.
     """
+    await put_all(http, cluster, value)
+    ends = {shard_id: end_of_log(cluster, await cluster.shard(shard_id)) for shard_id in SHARDS}
     async with asyncio.timeout(60):
-        before, told = -1, 0
-        while told < 2 * KEYS or told != before:
-            before = told
-            await asyncio.sleep(0.5)
-            told = await _told_in_sum(cluster, http)
+        while any(number < ends[shard_id] for shard_id, number in (await told(cluster, http)).items()):
+            await asyncio.sleep(0.05)
 
 
-async def _told_in_sum(cluster: Cluster, http: aiohttp.ClientSession) -> int:
-    url, found = f"http://{cluster.config.controllers[0].listen}/v1/told", 0
-    for shard_id in ("s1", "s2", "s3"):
+def end_of_log(cluster: Cluster, shard: Shard) -> int:
+    """The number of the last record in the primary's log."""
+    path = store_path(cluster.folder / shard.primary.node, shard.id, shard.primary.node)
+    report = check_log(OsDisk(), path.parent, path.stem)
+    assert report.damage is None
+    return report.last.number
+
+
+async def told(cluster: Cluster, http: aiohttp.ClientSession) -> dict[str, int]:
+    """By shard, the number of the last record of which the controller knows that it is committed."""
+    url, found = f"http://{cluster.config.controllers[0].listen}/v1/told", {}
+    for shard_id in SHARDS:
         body = {"store_id": (await cluster.shard(shard_id)).store_id, "number": 0, "version": 0}
         async with http.post(url, json=body) as answer:
-            found += (await answer.json())["number"]
+            found[shard_id] = (await answer.json())["number"]
     return found
 
 
@@ -87,7 +100,6 @@ async def test_an_old_folder_of_a_copy_is_never_served_while_its_primary_is_away
         shard = await cluster.shard("s1")
         (copy,) = shard.replicas
         kept = await backed_up(cluster, http, copy.node)
-        await until_beats_have_told(cluster, http)
         await cluster.kill("s1")
         await cluster.kill(copy.node)
         put_back(cluster, copy.node, kept)
@@ -138,8 +150,7 @@ async def both_put_back(cluster: Cluster, http: aiohttp.ClientSession) -> tuple[
     for node in both:
         cluster.start_node(node)
     await cluster.until_replicated()
-    await put_all(http, cluster, "new")
-    await until_beats_have_told(cluster, http)
+    await put_and_told(http, cluster, "new")
     newest = await killed(cluster, both, "newest")
     for node in both:
         put_back(cluster, node, kept[node])
