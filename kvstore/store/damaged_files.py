@@ -55,12 +55,32 @@ def salvage(
     identity: Identity | None = None
     with suppress(KvError, OSError):
         identity = read_identity(OsDisk(), path.parent, path.stem)
-    found = [known, *(_map_in(each) for each in (path, *others))]
-    maps = [each for each in found if each is not None and each.shard(shard_id) is not None]
-    logged = (each for file in (path, *others) if not maps for each in _maps_logged(file))
-    having = maps or [each for each in logged if each.shard(shard_id) is not None]
-    newest = max(having, key=lambda each: each.epoch, default=None)
-    return salvaged_by(newest, shard_id, node_id, identity)
+    applied = [known, *(_map_in(each) for each in (path, *others))]
+    logged = (each for file in (path, *others) for each in logged_maps(OsDisk(), file))
+    return salvaged_with(applied, logged, shard_id, node_id, identity)
+
+
+def salvaged_with(
+    applied: Iterable[ClusterMap | None],
+    logged: Iterable[ClusterMap],
+    shard_id: str,
+    node_id: str,
+    identity: Identity | None,
+) -> Salvaged | None:
+    """What the newest of those maps says; those in logs are read only if the others name no copy.
+
+    A file follows its log late, so what it has applied may be older than the first copy.
+    """
+    maps = [each for each in applied if each is not None and each.shard(shard_id) is not None]
+    salvaged = salvaged_by(_newest(maps), shard_id, node_id, identity)
+    if salvaged is None:
+        maps += [each for each in logged if each.shard(shard_id) is not None]
+        salvaged = salvaged_by(_newest(maps), shard_id, node_id, identity)
+    return salvaged
+
+
+def _newest(maps: Iterable[ClusterMap]) -> ClusterMap | None:
+    return max(maps, key=lambda each: each.epoch, default=None)
 
 
 def salvaged_by(newest: ClusterMap | None, shard_id: str, node_id: str, identity: Identity | None) -> Salvaged | None:
@@ -84,10 +104,10 @@ def _map_in(path: Path) -> ClusterMap | None:
     return None
 
 
-def _maps_logged(path: Path) -> Iterator[ClusterMap]:
-    """Those in the records of the log that verify, up to the first that does not."""
+def logged_maps(disk: Disk, path: Path) -> Iterator[ClusterMap]:
+    """Those in the log beside that file, in the records that verify, up to the first that does not."""
     with suppress(KvError, msgspec.DecodeError, UnicodeDecodeError, OSError):
-        for logged in read_log(OsDisk(), path.parent, path.stem):
+        for logged in read_log(disk, path.parent, path.stem):
             encoded = decode_record(logged.entry.payload).cluster_map
             if encoded is not None:
                 yield decode_map(encoded)

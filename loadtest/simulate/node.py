@@ -38,7 +38,13 @@ from kvstore.storage.log import BEGINNING, Log
 from kvstore.storage.record import newest_map
 from kvstore.store.copy_file import check_readable, make_copy, open_copy
 from kvstore.store.copy_place import CopyFiles, as_copy, as_copy_again, times_of
-from kvstore.store.damaged_files import Salvaged, finish_setting_aside, salvaged_by, set_damaged_aside
+from kvstore.store.damaged_files import (
+    Salvaged,
+    finish_setting_aside,
+    logged_maps,
+    salvaged_with,
+    set_damaged_aside,
+)
 from kvstore.store.opening import Opened, ToldNumber, Unapplied, store_path
 from kvstore.transport.sessions import PARAMETER, ClusterSession
 from loadtest.simulate.disk import SimulatedDisk, keep_all, put_back
@@ -134,13 +140,14 @@ class SimulatedFolder:
 
     async def salvage(self, shard_id: str, known: ClusterMap | None) -> Salvaged | None:
         path = self._path(shard_id)
-        found = [self.engines[each].applied.cluster_map for each in self.engines if each == path or known is None]
-        maps = [known, *(decode_map(each) for each in found if each is not None)]
-        having = [each for each in maps if each is not None and each.shard(shard_id) is not None]
+        paths = [path, *(each for each in self.engines if each != path and shard_id == self._node_id)]
+        found = [self.engines[each].applied.cluster_map for each in paths if each in self.engines]
+        applied = [known, *(decode_map(each) for each in found if each is not None)]
+        logged = (each for file in paths for each in logged_maps(self._disk, file))
         identity = None
         with suppress(DataCorrupt):
             identity = read_identity(self._disk, FOLDER, path.stem)
-        return salvaged_by(max(having, key=lambda each: each.epoch, default=None), shard_id, self._node_id, identity)
+        return salvaged_with(applied, logged, shard_id, self._node_id, identity)
 
     async def rebuild(self, shard_id: str, was: Salvaged, partitions: int) -> CopyFiles:
         return await self._begin_anew(shard_id, was.store_id, was.promised, partitions)
@@ -221,7 +228,7 @@ class NodeServer(Server):
         self.folder = SimulatedFolder(name, self.disk, limits, self.before_application)
         self.node: Node | None = None  # while it serves
         self.is_damaged = False  # a bit of its disk is wrong
-        self.refused = False  # it has not started because of that
+        self.refused = False  # it has not started because of that, or without one of its copies
         self.was_full = False  # the disk, at some time
         self.fate: Callable[[int], int] = keep_all  # what a cut of the power leaves of what was not synced
         self._channels: dict[End, None] = {}
@@ -244,6 +251,10 @@ class NodeServer(Server):
         )
         at_the_end = AsyncExitStack()  # not entered: a process that is killed closes nothing
         node = await Node.open(around, PARTITIONS, self, at_the_end)
+        if self.is_damaged and set(self.folder.copies()) - node.stores.by_shard.keys():
+            self.refused = True  # a copy is left alone, and its log says so: a person ends the process and restores it
+            process.kill()
+            return
         self.node = node
         for hosted in node.stores.by_shard.served:
             store = hosted.store

@@ -303,3 +303,21 @@ def test_damage_to_the_copy_of_a_store_whose_disk_is_lost_elsewhere_is_mended_so
         await replicated(cluster)
 
     run(cluster, work)
+
+
+def test_a_damaged_copy_that_its_node_leaves_alone_is_mended_so_that_it_is_used_again(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def nothing(*_: object) -> None:
+        """As where the damaged copy is the only one of its shard."""
+
+    async def work() -> None:
+        shard = a_shard(cluster)
+        (copy,) = shard.replicas
+        node = cluster.nodes[copy.node]
+        monkeypatch.setattr(node.folder, "salvage", nothing)
+        await flip_a_bit(cluster, Chooses(node, shard.id))
+        await replicated(cluster)
+        assert cluster.view.has(copy.node, shard.id, copy.copy_id)
+
+    run(cluster, work)

@@ -148,6 +148,21 @@ async def test_a_map_that_only_the_log_of_another_copy_here_has_says_that_there_
     assert found.store_id == STORE_ID
 
 
+async def test_a_map_of_before_the_first_copy_does_not_hide_the_one_that_the_log_of_the_damaged_store_has(
+    tmp_path: Path,
+) -> None:
+    """Files follow their logs late: right after its first copy was made a store knows of it by its log alone."""
+    copy_id = await a_store_with_copies(tmp_path)
+    in_header_of_file(tmp_path / "shard-s1")
+    older = msgspec.json.encode(msgspec.structs.replace(a_map(copy_id, 2), shards=named(None).shards))
+    files = await folder_of(tmp_path, "s1").make_copy("s3", "another-store", PARTITIONS)
+    await files.copy.engine.apply(Application([], files.copy.log.last, Clock(1, 1), older))
+    await files.close()
+    salvaged = await folder_of(tmp_path, "s1").salvage("s1", None)
+    assert salvaged is not None
+    assert (salvaged.copy_id, salvaged.newest_map.epoch) == (copy_id, 3)
+
+
 @pytest.mark.parametrize("broken_off_at", range(12))
 async def test_a_store_that_no_map_names_is_set_aside_whole_after_a_crash_at_any_line(
     tmp_path: Path, broken_off_at: int
