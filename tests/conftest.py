@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import atexit
+import ipaddress
 import os
 import shutil
 import signal
+import socket
 import tempfile
+from typing import Any
 
 from hypothesis import HealthCheck, settings
 
@@ -42,6 +45,25 @@ def _read_no_certificates() -> None:
     os.environ["SSL_CERT_FILE"] = os.devnull
 
 
+def _ask_no_name_server() -> None:
+    """Names such as `s1`, of nodes that only a map has, are unknown at once: a name server that does not answer takes
+    five seconds for that. `localhost` and addresses are looked up as ever.
+    """
+    look_up = socket.getaddrinfo
+
+    def known(host: Any, *args: Any, **kwargs: Any) -> Any:
+        name = host.decode() if isinstance(host, bytes) else host
+        if name and name != "localhost":
+            try:
+                ipaddress.ip_address(name)
+            except ValueError:
+                raise socket.gaierror(socket.EAI_NONAME, "Name or service not known") from None
+        return look_up(host, *args, **kwargs)
+
+    socket.getaddrinfo = known
+
+
+_ask_no_name_server()
 _keep_compiled_modules()
 _read_no_certificates()
 _catch_what_is_ignored()

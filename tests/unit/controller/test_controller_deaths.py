@@ -26,6 +26,10 @@ from tests.unit.controller.far_shards import FarShard, far_shards
 ROOT = Path(kvstore.__file__).parents[1]
 WAIT_S = 30.0
 PARTITIONS = 64
+LIMITS = {
+    "reconnect_wait_s_max": 0.05, "move_group_keys_max": 200, "move_freeze_timeout_s": 10.0,
+    "failover_after_s": 0.5, "lease_s": 0.4, "replica_timeout_s": 0.4,
+}  # fmt: skip
 
 
 class Process:
@@ -47,7 +51,7 @@ class Process:
                     "routers": [{"id": "0", "listen": "127.0.0.1:1"}],
                     "controllers": [{"id": "0", "listen": f"127.0.0.1:{self._port}"}],
                     "shards": [{"id": name, "listen": f"127.0.0.1:{i + 2}"} for i, name in enumerate(("s1", "s2"))],
-                    "limits": {"reconnect_wait_s_max": 0.05, "move_group_keys_max": 200, "move_freeze_timeout_s": 10.0},
+                    "limits": LIMITS,
                 }
             )
         )
