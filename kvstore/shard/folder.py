@@ -79,7 +79,7 @@ class Folder(Protocol):
 
     async def salvage(self, shard_id: str, known: ClusterMap | None) -> Salvaged | None:
         """What is known of a copy whose files are damaged; `known`: a map.
-        None if no map names another copy of it."""
+        None if no map has its shard, or it is a home's and none names another copy."""
 
     async def rebuild(self, shard_id: str, was: Salvaged, partitions: int) -> CopyFiles:
         """Set the damaged files aside, which are closed, and make an empty copy that is to be filled.

@@ -134,7 +134,7 @@ class LocalStore:
 
     def salvaged(self, followed: FollowedMap) -> Salvaged | None:
         """What would be known if the files were found to be damaged.
-        None if there is no other copy by the newest map here, or the files change hands."""
+        None if the newest map here does not tell, or the files change hands."""
         identity = self.identity
         if identity is None:
             return None

@@ -48,7 +48,7 @@ def salvage(
     path: Path, shard_id: str, node_id: str, known: ClusterMap | None, others: Sequence[Path]
 ) -> Salvaged | None:
     """What is known of the damaged store whose file is `path`.
-    None if no map says that it lies on other nodes, too.
+    None if no map here has it, or it is a home's and no map says that it lies on other nodes, too.
 
     `known`: a map that is known already. `others`: files of other stores on this node, which are not open.
     """
@@ -67,7 +67,7 @@ def salvaged_with(
     node_id: str,
     identity: Identity | None,
 ) -> Salvaged | None:
-    """What the newest of those maps says; those in logs are read only if the others name no copy.
+    """What the newest of those maps says; those in logs are read only if the others do not tell.
 
     A file follows its log late, so what it has applied may be older than the first copy.
     """
@@ -85,9 +85,9 @@ def _newest(maps: Iterable[ClusterMap]) -> ClusterMap | None:
 
 def salvaged_by(newest: ClusterMap | None, shard_id: str, node_id: str, identity: Identity | None) -> Salvaged | None:
     """What the map says, and the copy's id, if that can be read.
-    None if there is no other copy by that map."""
+    None if the map does not have the shard, or no other copy of it and this is its home, which is refused then."""
     shard = newest.shard(shard_id) if newest is not None else None
-    if newest is None or shard is None or not set(shard.nodes) - {node_id}:
+    if newest is None or shard is None or (shard_id == node_id and not set(shard.nodes) - {node_id}):
         return None
     if identity is None or identity.store_id != shard.store_id:
         return Salvaged(shard.store_id, "", 0, newest)

@@ -18,6 +18,7 @@ from kvstore.placement.ring import partition_of
 from kvstore.replication.copy import StoreCopy
 from kvstore.replication.promise import Identity, read_identity, write_identity
 from kvstore.shard.damaged import until_damaged
+from kvstore.shard.resident import Resident
 from kvstore.storage.disk import OsDisk, OsFile
 from kvstore.storage.engine import Application
 from kvstore.storage.record import CommitRecord
@@ -26,7 +27,17 @@ from kvstore.store.copy_place import CopyFiles
 from kvstore.store.damaged_files import salvage, set_damaged_aside
 from kvstore.store.opening import Opened, untold
 from tests.unit.shard.damage import DAMAGES, in_header_of_file, in_id, with_the_id_of_another_store, without_id
-from tests.unit.shard.resident_copy import LIMITS, PARTITIONS, STORE_ID, folder_of, named
+from tests.unit.shard.resident_copy import (
+    LIMITS,
+    PARTITIONS,
+    STORE_ID,
+    folder_of,
+    named,
+    promoted,
+    resident_copy,
+    served_by,
+    until,
+)
 from tests.unit.shard.test_node_failover import PATIENCE_S
 
 
@@ -137,6 +148,32 @@ async def test_files_without_another_copy_by_any_map_are_refused_as_with_one_cop
     alone = msgspec.structs.replace(named(None), epoch=9)
     assert await folder.salvage("s1", alone) is None
     assert await folder.salvage("s1", None) is not None, "a record of its log has a map"
+
+
+async def test_the_only_copy_of_a_shard_if_not_at_its_home_is_told_to_be_damaged_and_left_as_it_is(
+    tmp_path: Path,
+) -> None:
+    async with resident_copy(tmp_path) as resident:
+        copy_id = resident.local.copy_id
+        alone = msgspec.structs.replace(promoted(copy_id), epoch=4)
+        async with served_by(resident) as running:
+            resident.hear(alone)
+            await until(running, lambda: resident.local.logged_map == alone)
+        in_header_of_file(tmp_path / "shard-s1.copy-n2")
+        before = (tmp_path / "shard-s1.copy-n2.db").read_bytes()
+        again = Resident("s1", resident._around)
+        await again.begin(PARTITIONS)
+        again.hear(alone)
+        running = asyncio.create_task(again.run())
+        await asyncio.wait([running], timeout=1.5)
+        assert not running.done()
+        report = again.report()
+        assert report is not None
+        assert (report.role, report.copy_id) == ("damaged", copy_id)
+        assert (tmp_path / "shard-s1.copy-n2.db").read_bytes() == before
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        await again.close()
 
 
 async def test_a_map_that_only_the_log_of_another_copy_here_has_says_that_there_are_copies(tmp_path: Path) -> None:
