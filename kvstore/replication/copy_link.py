@@ -100,13 +100,13 @@ class CopyLink:
         self.keeps: int | None = None  # records behind that number are needed
         self.wake = asyncio.Event()
         self.in_flight = InFlight()
+        self.fills = False  # a snapshot is not whole, or not good yet: the copy acknowledges nothing
         self._sender = sender
         self._around = around
         self._records = KeptRecords(around.log, around.environment)
         self._question = DigestQuestion(around.environment)
         self._catching_up: CatchingUp | None = None  # while the copy is not waited for
         self._snapshot: Snapshot | None = None  # until the copy has acknowledged a record behind it
-        self._fills = False  # a snapshot is not whole, or not good yet: the copy acknowledges nothing
         self._wire: Wire | None = None  # while the stream goes on
         self._has_streamed = False
         self._said = SaidOnce()
@@ -164,7 +164,7 @@ class CopyLink:
                 told = await greet(wire, link.session)
                 join, resumes = await self._compare(wire, told)
                 await wire.send(messages.Begin(told.position, join, resumes))
-            self._fills = join.snapshot or resumes is not None
+            self.fills = join.snapshot or resumes is not None
             ack = await expect(wire, messages.Ack)  # a long log takes a while to cut
             if join.snapshot:
                 sent = await self._send_snapshot(wire, resumes)
@@ -261,7 +261,7 @@ class CopyLink:
 
     def _has_more(self) -> bool:
         """Whether there are records that the copy has room for."""
-        has_room = self.in_flight.bytes < self.room_bytes or self._fills
+        has_room = self.in_flight.bytes < self.room_bytes or self.fills
         return self.in_flight.sent < self._sender.shipping.last and has_room
 
     @property
@@ -279,7 +279,7 @@ class CopyLink:
         self.in_flight.records(entries[-1].number, size, now)
         if self._catching_up is not None:
             self._catching_up.sent(size, tail.come_bytes, now)
-            if self._fills:  # such a copy acknowledges nothing: the pause is for what applying takes
+            if self.fills:  # such a copy acknowledges nothing: the pause is for what applying takes
                 self._catching_up.acknowledged(now)
         await wire.send(messages.Records(entries, self._sender.shipping.committed))
 
@@ -310,7 +310,7 @@ class CopyLink:
         if has_all and self._catching_up is not None:
             self._catching_up.acknowledged(now)
         if number:  # a copy that is being filled acknowledges nothing
-            self._snapshot, self._fills = None, False
+            self._snapshot, self.fills = None, False
 
     # --- what others ask of it
 
@@ -329,8 +329,11 @@ class CopyLink:
 
     @property
     def progress(self) -> tuple[int, int] | None:
-        """(rows sent, rows there are) of the snapshot that this primary sends; None without one."""
-        return (self._snapshot.progress.rows, self._snapshot.progress.total) if self._snapshot is not None else None
+        """(rows sent, rows there are) of the snapshot that this primary sends.
+        None without one, and once records follow its last row."""
+        if self._snapshot is None or self.is_streaming:
+            return None
+        return self._snapshot.progress.rows, self._snapshot.progress.total
 
     async def compare(self, number: int, partitions: list[int]) -> Compared | None:
         """What the copy answers if it is asked for the digest of these partitions as of that record; None: nothing."""

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from kvstore.replication import patience
 from kvstore.replication.copy_link import CopyLink, Primary, Surroundings
-from kvstore.replication.shipping import Link, LinkKey
+from kvstore.replication.shipping import Link, LinkKey, Shipping
 from kvstore.replication.stalls import Stalls
 
 _PAUSE_MIN_S, _PAUSE_MAX_S = 1.0, 30.0
@@ -86,6 +86,12 @@ class CopyLinks:
     def snapshots(self) -> dict[str, tuple[int, int]]:
         """By copy id, of each snapshot that is under way: rows sent, and rows there are."""
         return {key[0]: found for key, link in self.by_key.items() if (found := link.progress) is not None}
+
+    def behind(self, state: Shipping) -> dict[str, int]:
+        """By copy id, how many records each copy lacks.
+        Of one that a snapshot has filled and that acknowledges nothing yet: how many were not sent."""
+        sent = {key[0]: link.in_flight.sent for key, link in self.by_key.items() if link.fills and link.is_streaming}
+        return {copy: min(lacks, state.last - sent.get(copy, 0)) for copy, lacks in state.behind.items()}
 
     @property
     def keeps(self) -> int | None:

@@ -122,10 +122,13 @@ def _damaged(shard_id: str, nodes: Sequence[str], shards: Sequence[Document], si
 
 
 def _filled(facts: Document, shard: str) -> str:
-    """How far the snapshot for its copy has come, if there is one."""
+    """How far the snapshot for its copy has come, if there is one, or how many records it lacks."""
     for copy in facts.get("copies", {}).get(shard, ()):
-        if copy["state"] != "in-sync" and copy.get("rows_total"):
-            return f"{copy['rows_done']:,} of {copy['rows_total']:,} rows are there, and "
+        if copy["state"] != "in-sync":
+            if copy.get("rows_total"):
+                return f"{copy['rows_done']:,} of {copy['rows_total']:,} rows are there, and "
+            if copy.get("lag"):
+                return f"it lacks {_count(copy['lag'], 'record')}, and "
     return ""
 
 

@@ -59,6 +59,6 @@ def _of_store(hosted: HostedStore) -> CopyReport:
         damage=store.tables.verification.damage,
         disputed=len(store.replicas.comparison.disputed),
         unproved=store.replicas.comparison.unproved,
-        behind=sender.shipping.behind if sender is not None else {},
+        behind=sender.links.behind(sender.shipping) if sender is not None else {},
         snapshots=sender.links.snapshots() if sender is not None else {},
     )

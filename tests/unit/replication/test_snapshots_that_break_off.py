@@ -189,6 +189,28 @@ async def test_a_snapshot_whose_connection_is_lost_goes_on_with_the_first_partit
         await until(lambda: cluster.sender.links.snapshots() == {})
 
 
+async def test_once_all_rows_are_sent_it_is_told_how_many_records_are_left_to_send() -> None:
+    async with Moving().running() as cluster:
+        await cluster.to_fill()
+        await cluster.pages(20)
+        links, left = cluster.sender.links, list[int]()
+        (copy_id,) = links.snapshots()
+        assert links.snapshots()[copy_id][0] > 0
+        for key in range(2_000):
+            cluster.write(key, bytes(1_000))
+        await cluster.apply()
+        for _ in range(10_000):
+            cluster.engine.turn.release()
+        async with asyncio.timeout(60):
+            while cluster.copies["n2"].is_filling:
+                if not links.snapshots():
+                    left.append(links.behind(cluster.sender.shipping)[copy_id])
+                await asyncio.sleep(0)
+        assert left == sorted(left, reverse=True)
+        assert 2_000 >= left[0] > left[-1]
+        await until(lambda: links.behind(cluster.sender.shipping)[copy_id] == 0)
+
+
 async def test_records_that_come_while_a_snapshot_is_broken_off_are_kept_for_it_and_change_what_has_come() -> None:
     async with Moving().running() as cluster:
         await cluster.to_fill()

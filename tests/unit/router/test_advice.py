@@ -14,6 +14,7 @@ DOWN = {"id": "s2", "state": "down"}
 COPIED = {**UP, "copies": [{"node": "s2", "state": "in-sync", "lag": 0}]}
 HEARD: dict[str, Any] = {"silent": {}, "missing": {}, "holds_still": False}
 COPY = {"node": "s3", "state": "in-sync", "lag": 0}
+LATE = {"node": "s1", "state": "joining", "lag": 1200}
 FILLED = {"node": "s1", "state": "joining", "lag": None, "rows_done": 1200, "rows_total": 5000}
 STRANDED = {"nodes": ["s2"], "other": "s3"}
 DAMAGED: dict[str, Any] = {"nodes": ["s4"], "other": None, "is_damaged": True}
@@ -63,6 +64,11 @@ WELL: dict[str, Any] = {
             {"copies": {"missing": {"s2": ["s1"]}, "copies": {"s2": [FILLED]}}},
             "warning",
             "yet: 1,200 of 5,000 rows are",
+        ),
+        (
+            {"copies": {"missing": {"s2": ["s1"]}, "copies": {"s2": [LATE]}}},
+            "warning",
+            "it lacks 1,200 records, and that",
         ),
         ({"copies": {"disputed": {"s2": 3}}}, "warning", "3 partitions of shard s2: all copies have the same rows"),
         ({"copies": {"unproved": {"s2": ["s1"]}}}, "warning", "copy of shard s2 on node s1 takes records, and did not"),
