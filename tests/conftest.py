@@ -46,8 +46,8 @@ def _read_no_certificates() -> None:
 
 
 def _ask_no_name_server() -> None:
-    """Names such as `s1`, of nodes that only a map has, are unknown at once: a name server that does not answer takes
-    five seconds for that. `localhost` and addresses are looked up as ever.
+    """Names such as `s1`, of nodes that only a map has, are unknown to this process at once: a name server that does
+    not answer takes five seconds for that. `localhost` and addresses are looked up as ever.
     """
     look_up = socket.getaddrinfo
 

@@ -33,8 +33,8 @@ class CopyReport(msgspec.Struct, frozen=True, kw_only=True):
     is wrong with its files; a copy in the role `damaged` is nothing, and has no id if that is lost. `disputed`:
     partitions of a primary that are otherwise in all its copies; `unproved`: nodes of those of its copies in sync that
     did not tell for several comparisons what rows they have. Of a primary that serves: `committed`, the number of
-    its last committed record; by copy id `behind`, how many records each copy lacks, and `snapshots`, the rows sent and
-    the rows there are, of each snapshot that is under way.
+    its last committed record; by copy id `behind`, how many records each copy lacks, or were not sent to one that a
+    snapshot fills, and `snapshots`, the rows sent and the rows there are, of each snapshot that is under way.
     """
 
     shard: str

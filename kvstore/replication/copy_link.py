@@ -330,8 +330,8 @@ class CopyLink:
     @property
     def progress(self) -> tuple[int, int] | None:
         """(rows sent, rows there are) of the snapshot that this primary sends.
-        None without one, and once records follow its last row."""
-        if self._snapshot is None or self.is_streaming:
+        None without one, and once all are sent."""
+        if self._snapshot is None or self._snapshot.is_sent:
             return None
         return self._snapshot.progress.rows, self._snapshot.progress.total
 

@@ -54,6 +54,7 @@ class Snapshot:
         self._begun = source.engine.applied
         self._resumes = resumes is not None
         self._under_way: Sequence[CopiedRow] = ()
+        self.is_sent = False
         self.progress = resumes or SnapshotProgress(self._begun.position, self._begun.position)
 
     async def send(self) -> None:
@@ -81,6 +82,7 @@ class Snapshot:
                 worked_s = environment.monotonic_s() - started_s
                 self._look()
                 await environment.sleep(self._pace.pause_s(worked_s))
+        self.is_sent = True
         await self._take(messages.SnapshotEnds(at, self.progress.seen.number))
 
     def check_rows(self) -> None:

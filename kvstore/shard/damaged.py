@@ -71,10 +71,11 @@ def lost(followed: FollowedMap) -> DamagedCopy:
     return DamagedCopy(followed.shard_id, DataCorrupt(detail), salvaged)
 
 
-async def until_damaged(copy: StoreCopy, environment: Environment, limits: Limits) -> None:
+async def until_damaged(copy: StoreCopy, followed: FollowedMap, environment: Environment, limits: Limits) -> None:
     """Verify the file of a copy in the background, for ever. Raises DataCorrupt with the first damage.
 
-    Not while its primary is silent: the copy may be all that there is, and most of it can be read.
+    Not while its primary is silent, or it is to be the primary itself: it may be all that there is, and most of it can
+    be read.
     """
     while True:
         engine, is_examined = copy.engine, copy.own_engine.is_examined
@@ -84,7 +85,8 @@ async def until_damaged(copy: StoreCopy, environment: Environment, limits: Limit
             while copy.engine is engine:  # a snapshot begins with another one
                 if verification.is_examined:
                     copy.own_engine.note_examined()
-                if verification.damage and copy.lease.silent_s < limits.failover_after_s:
+                is_heard = not followed.is_primary and copy.lease.silent_s < limits.failover_after_s
+                if verification.damage and is_heard:
                     raise DataCorrupt(verification.damage)
                 await environment.sleep(_LOOK_S)
         finally:

@@ -62,6 +62,12 @@ class FollowedMap:
         return config.term if config is not None else 0
 
     @property
+    def is_primary(self) -> bool:
+        """Whether the copy here is the primary's."""
+        config = self.config
+        return config is not None and config.primary.node == self.node_id
+
+    @property
     def fate(self) -> Fate:
         """What becomes of a damaged copy here.
 
@@ -70,7 +76,7 @@ class FollowedMap:
         config = self.config
         if config is None:
             return "wait"
-        if config.primary.node == self.node_id:
+        if self.is_primary:
             return "wait" if config.in_sync else "refuse"
         here = config.copy_on(self.node_id)
         return "wait" if here is not None and here.state == "in-sync" else "rebuild"

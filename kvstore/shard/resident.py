@@ -69,7 +69,7 @@ class Resident:
 
     async def begin(self, partitions: int, known: ClusterMap | None = None) -> None:
         """Open what lies here, or make a store. Raises what `Store.open` raises, but for damage to one of several
-        copies. `known`: a map that was found in other files."""
+        copies, or to one that is not at home. `known`: a map that was found in other files."""
         around = self._around
         told = ToldNumbers(around.session, around.controller_url, around.limits)
         try:
@@ -187,7 +187,7 @@ class Resident:
     async def _be_copy(self, files: CopyFiles) -> None:
         work = asyncio.ensure_future(files.copy.applier.run())
         try:
-            verifying = until_damaged(files.copy, self._around.environment, self._around.limits)
+            verifying = until_damaged(files.copy, self._followed, self._around.environment, self._around.limits)
             await until_one_ends(self._until_named(files.copy), _forward(work), verifying)
             self.early.opens = True
             if not self._followed.is_dropped:

@@ -1,4 +1,4 @@
-"""The damaged files of a store that has copies.
+"""The damaged files of a store that has copies, or is not at home.
 What is still known of them, and putting them out of the way.
 
 Owns: `salvage`, `set_damaged_aside`, the names of what is set aside: `….db.damaged` and its log and id, then

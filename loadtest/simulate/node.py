@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import errno
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from contextlib import AsyncExitStack, suppress
 from functools import partial
 from pathlib import Path
@@ -55,6 +55,7 @@ from loadtest.simulate.machine import FOLDER, PARTITIONS, Found
 from loadtest.simulate.network import End, Network
 from loadtest.simulate.servers import CONTROLLER, Server
 from loadtest.simulate.session import Channel, Question, SimulatedSocket
+from loadtest.simulate.store_invariants import Violation
 
 OnFatal = Callable[[BaseException], NoReturn]
 
@@ -251,7 +252,8 @@ class NodeServer(Server):
         )
         at_the_end = AsyncExitStack()  # not entered: a process that is killed closes nothing
         node = await Node.open(around, PARTITIONS, self, at_the_end)
-        if self.is_damaged and set(self.folder.copies()) - node.stores.by_shard.keys():
+        if self.is_damaged and (alone := set(self.folder.copies()) - node.stores.by_shard.keys()):
+            _check_unknown(alone, node.stores.newest_map)
             self.refused = True  # a copy is left alone, and its log says so: a person ends the process and restores it
             process.kill()
             return
@@ -377,3 +379,9 @@ class NodeServer(Server):
                 await node.connections.serve(socket, admitted.handle, node.stores.handle_of)
         finally:
             self._channels.pop(end, None)
+
+
+def _check_unknown(shards: Set[str], newest: ClusterMap | None) -> None:
+    """Damaged copies of these shards are left alone. Raises Violation if a map that the node has knows of one."""
+    if known := [shard for shard in sorted(shards) if newest is not None and newest.shard(shard) is not None]:
+        raise Violation(f"the damaged copy of shard {known[0]} is left alone, and told to no one")

@@ -305,11 +305,33 @@ def test_damage_to_the_copy_of_a_store_whose_disk_is_lost_elsewhere_is_mended_so
     run(cluster, work)
 
 
-def test_a_damaged_copy_that_its_node_leaves_alone_is_mended_so_that_it_is_used_again(
+def test_a_damaged_copy_that_its_node_leaves_alone_although_a_map_there_has_its_shard_is_found(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def nothing(*_: object) -> None:
-        """As where the damaged copy is the only one of its shard."""
+        """As if no map were found."""
+
+    async def work() -> None:
+        shard = a_shard(cluster)
+        node = cluster.nodes[shard.replicas[0].node]
+        monkeypatch.setattr(node.folder, "salvage", nothing)
+        await flip_a_bit(cluster, Chooses(node, shard.id))
+
+    async def until_found() -> None:
+        await asyncio.wait({cluster.failed, asyncio.ensure_future(work())}, return_when=asyncio.FIRST_COMPLETED)
+        with pytest.raises(Violation, match="left alone"):
+            cluster.failed.result()
+
+    run(cluster, until_found)
+
+
+def test_a_damaged_copy_that_its_node_leaves_alone_is_mended_where_no_map_there_has_its_shard(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def nothing(*_: object) -> None:
+        """As where each file and log there is new, or damaged."""
+
+    monkeypatch.setattr("loadtest.simulate.node._check_unknown", lambda *_: None)
 
     async def work() -> None:
         shard = a_shard(cluster)

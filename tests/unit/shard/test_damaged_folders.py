@@ -18,6 +18,7 @@ from kvstore.placement.ring import partition_of
 from kvstore.replication.copy import StoreCopy
 from kvstore.replication.promise import Identity, read_identity, write_identity
 from kvstore.shard.damaged import until_damaged
+from kvstore.shard.followed_map import FollowedMap
 from kvstore.shard.resident import Resident
 from kvstore.storage.disk import OsDisk, OsFile
 from kvstore.storage.engine import Application
@@ -111,7 +112,7 @@ async def test_damage_to_a_row_of_a_copy_counts_only_while_its_primary_is_heard(
     files = await folder_of(tmp_path, "s1").open("s1", PARTITIONS, untold)
     assert isinstance(files, CopyFiles)
     files.copy.lease.heard_at -= 1000
-    verifying = asyncio.create_task(until_damaged(files.copy, SYSTEM, LIMITS))
+    verifying = asyncio.create_task(until_damaged(files.copy, followed(), SYSTEM, LIMITS))
     await asyncio.wait([verifying], timeout=1.5)
     assert not verifying.done()
     patient = asyncio.create_task(_heard_again_and_again(files.copy))
@@ -121,12 +122,42 @@ async def test_damage_to_a_row_of_a_copy_counts_only_while_its_primary_is_heard(
     await files.close()
 
 
+async def test_damage_to_a_row_of_a_copy_that_is_to_be_the_primary_does_not_count_also_right_after_its_start(
+    tmp_path: Path,
+) -> None:
+    """It is served, as far as it can be read, once it has its term."""
+    copy_id = await a_store_with_copies(tmp_path)
+    with closing(sqlite3.connect(tmp_path / "shard-s1.db")) as connection:
+        connection.execute("UPDATE rows SET body = 'w' WHERE key = 'k3'")
+        connection.commit()
+    files = await folder_of(tmp_path, "s1").open("s1", PARTITIONS, untold)
+    assert isinstance(files, CopyFiles)
+    map_of_it = followed()
+    map_of_it.hear(a_map(copy_id))
+    patient = asyncio.create_task(_heard_again_and_again(files.copy))
+    verifying = asyncio.create_task(until_damaged(files.copy, map_of_it, SYSTEM, LIMITS))
+    async with asyncio.timeout(PATIENCE_S):
+        while not files.copy.own_engine.is_examined and not verifying.done():
+            await asyncio.sleep(0.01)
+    await asyncio.wait([verifying], timeout=1.0)
+    assert not verifying.done()
+    for work in (verifying, patient):
+        work.cancel()
+        await asyncio.gather(work, return_exceptions=True)
+    await files.close()
+
+
+def followed() -> FollowedMap:
+    """What a node knows of its own shard before it has heard of a map."""
+    return FollowedMap("s1", "s1", SYSTEM)
+
+
 async def test_a_copy_that_has_nothing_to_apply_is_examined_before_it_has_to_open_a_term(tmp_path: Path) -> None:
     await a_store_with_copies(tmp_path)
     files = await folder_of(tmp_path, "s1").open("s1", PARTITIONS, untold)
     assert isinstance(files, CopyFiles)
     assert not files.copy.own_engine.is_examined
-    verifying = asyncio.create_task(until_damaged(files.copy, SYSTEM, LIMITS))
+    verifying = asyncio.create_task(until_damaged(files.copy, followed(), SYSTEM, LIMITS))
     async with asyncio.timeout(PATIENCE_S):
         while not files.copy.own_engine.is_examined:
             await asyncio.sleep(0.01)
