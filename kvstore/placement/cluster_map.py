@@ -12,7 +12,7 @@ s1 begins on node s1, its home.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import msgspec
@@ -199,6 +199,11 @@ def first_map(cluster_id: str, partitions: int, homes: Sequence[Home]) -> Cluste
     index = {shard.id: i for i, (_, shard) in enumerate(homes)}
     owners = [index[owner] for owner in place(weights, partitions)]
     return map_of(homes, cluster_id=cluster_id, epoch=1, partitions=partitions, owners=owners)
+
+
+def newest_of(maps: Iterable[ClusterMap | None]) -> ClusterMap | None:
+    """That of the highest epoch; None without any."""
+    return max((each for each in maps if each is not None), key=lambda each: each.epoch, default=None)
 
 
 def checked_map(cluster_map: ClusterMap) -> ClusterMap:

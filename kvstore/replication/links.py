@@ -90,12 +90,8 @@ class CopyLinks:
     def behind(self, state: Shipping) -> dict[str, int]:
         """By copy id, how many records each copy lacks, as far as it has ever told.
         Of one that a snapshot has filled and that acknowledges nothing yet: how many were not sent, one at least."""
-        known = [link for link in state.links if link.begun or link.waited]
-        found = {link.session.copy_id: state.last - link.acked for link in known}
-        for link in known:
-            if (at := self.by_key.get(link.key)) is not None and at.fills:
-                found[link.session.copy_id] = max(1, state.last - at.in_flight.sent)
-        return found
+        unsent = {key[0]: max(1, state.last - link.in_flight.sent) for key, link in self.by_key.items() if link.fills}
+        return {copy: unsent.get(copy, lacks) for copy, lacks in state.behind.items()}
 
     @property
     def keeps(self) -> int | None:

@@ -86,8 +86,9 @@ class Shipping(NamedTuple):
 
     @property
     def behind(self) -> dict[str, int]:
-        """How many records each copy lacks, by its id."""
-        return {link.session.copy_id: self.last - link.acked for link in self.links}
+        """How many records each copy lacks, by its id, as far as it has ever told."""
+        known = (link for link in self.links if link.begun or link.waited)
+        return {link.session.copy_id: self.last - link.acked for link in known}
 
 
 def opened(config: Configuration, node: str, start: str, opening: int, synced: int) -> Shipping:

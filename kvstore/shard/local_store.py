@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 
-from kvstore.placement.cluster_map import ClusterMap
+from kvstore.placement.cluster_map import ClusterMap, newest_of
 from kvstore.replication.beats import CopyReport
 from kvstore.replication.copy import StoreCopy
 from kvstore.replication.promise import Identity as CopyIdentity
@@ -138,8 +138,7 @@ class LocalStore:
         identity = self.identity
         if identity is None:
             return None
-        maps = [each for each in (followed.newest, self.logged_map) if each is not None]
-        newest = max(maps, key=lambda each: each.epoch, default=None)
+        newest = newest_of([followed.newest, self.logged_map])
         promised = self.files.copy.identity.promised if self.files is not None else followed.term
         here = CopyIdentity(identity.store_id, self.copy_id, promised)
         return salvaged_by(newest, followed.shard_id, followed.node_id, here)

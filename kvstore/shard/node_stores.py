@@ -12,7 +12,7 @@ import asyncio
 import logging
 
 from kvstore.errors import ForeignData, KvError
-from kvstore.placement.cluster_map import ClusterMap
+from kvstore.placement.cluster_map import ClusterMap, newest_of
 from kvstore.replication.beats import Drop, GiveBack, Make
 from kvstore.replication.session import Session
 from kvstore.replication.wire import Wire, WireLost
@@ -138,8 +138,7 @@ class NodeStores:
         known = [each.cluster_id for each in (home, self.cluster_map) if each is not None and each.cluster_id]
         own = next(iter(known), None)
         maps = [self.cluster_map, *(each.local.logged_map for each in self.by_shard.values())]
-        ours = (each for each in maps if each is not None and own in (None, each.cluster_id))
-        return max(ours, key=lambda each: each.epoch, default=None)
+        return newest_of(each for each in maps if each is not None and own in (None, each.cluster_id))
 
     def handle_of(self, store_id: str) -> Handle | None:
         """What begins a request for that store; None if it does not lie here."""

@@ -21,7 +21,7 @@ from kvstore.config import Limits
 from kvstore.data_file import opening_error, prepare_data_file
 from kvstore.environment import Environment
 from kvstore.errors import DataCorrupt, ForeignData
-from kvstore.placement.cluster_map import ClusterMap
+from kvstore.placement.cluster_map import ClusterMap, newest_of
 from kvstore.placement.map_format import decode_map
 from kvstore.replication import files
 from kvstore.replication.configuration import configuration_of
@@ -59,8 +59,7 @@ class CopyFiles(NamedTuple):
         None without one. Raises ForeignData for one of another format.
         """
         encoded = self.copy.engine.applied.cluster_map
-        maps = [self.logged, decode_map(encoded) if encoded is not None else None]
-        return max((each for each in maps if each is not None), key=lambda each: each.epoch, default=None)
+        return newest_of([self.logged, decode_map(encoded) if encoded is not None else None])
 
     async def close(self) -> None:
         """Close all, and let the lock go. Nothing may use the copy any more."""

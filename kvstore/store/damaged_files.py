@@ -20,7 +20,7 @@ import msgspec
 
 from kvstore.data_file import make_sparse
 from kvstore.errors import KvError
-from kvstore.placement.cluster_map import ClusterMap
+from kvstore.placement.cluster_map import ClusterMap, newest_of
 from kvstore.placement.map_format import decode_map
 from kvstore.replication.promise import Identity, identity_path, read_identity, write_identity
 from kvstore.set_aside import names_for
@@ -72,15 +72,11 @@ def salvaged_with(
     A file follows its log late, so what it has applied may be older than the first copy.
     """
     maps = [each for each in applied if each is not None and each.shard(shard_id) is not None]
-    salvaged = salvaged_by(_newest(maps), shard_id, node_id, identity)
+    salvaged = salvaged_by(newest_of(maps), shard_id, node_id, identity)
     if salvaged is None:
         maps += [each for each in logged if each.shard(shard_id) is not None]
-        salvaged = salvaged_by(_newest(maps), shard_id, node_id, identity)
+        salvaged = salvaged_by(newest_of(maps), shard_id, node_id, identity)
     return salvaged
-
-
-def _newest(maps: Iterable[ClusterMap]) -> ClusterMap | None:
-    return max(maps, key=lambda each: each.epoch, default=None)
 
 
 def salvaged_by(newest: ClusterMap | None, shard_id: str, node_id: str, identity: Identity | None) -> Salvaged | None:

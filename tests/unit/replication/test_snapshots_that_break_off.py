@@ -204,7 +204,7 @@ async def test_once_all_rows_are_sent_it_is_told_how_many_records_are_left_to_se
         async with asyncio.timeout(60):
             while cluster.copies["n2"].is_filling:
                 lacks = links.behind(cluster.sender.shipping).get(copy_id)
-                assert (lacks is None) or not links.snapshots()
+                assert lacks is None or not links.snapshots()
                 left += [lacks] if lacks is not None else []
                 await asyncio.sleep(0)
         assert left == sorted(left, reverse=True)
